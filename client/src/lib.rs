@@ -1,1 +1,16 @@
-//! Filled by its owner.
+//! The API client: requests, patches and list-watches over one HTTP/2 connection, used by agents and the CLI.
+//!
+//! A [`Client`] is made of a [`Config`], which a kubeconfig or a node's identity gives. [`Client::watch`] is the
+//! list-then-watch loop of every Kubernetes client, for ever: it resumes, backs off, and lists again when its place
+//! in history is gone.
+//!
+//! Invariants: knows no kind of object; trees go in and come out. One connection at a time, dialled again when it
+//! breaks. It never retries a write by itself.
+
+mod config;
+mod conn;
+mod watch;
+
+pub use config::{Config, ConfigError};
+pub use conn::{Body, Client, ClientError, PatchType, Response, Status, bootstrap_get, resource_path};
+pub use watch::{Event, Watcher};

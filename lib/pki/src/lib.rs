@@ -1,1 +1,38 @@
-//! Filled by its owner.
+//! The cluster's keys: its certificate authority, the certificates that it issues, TLS settings made of them, and
+//! join tokens.
+//!
+//! One CA signs control nodes, agents and administrators. Who somebody is stands in the certificate's subject, as in
+//! Kubernetes: the common name is the user, the organizations are the groups.
+//!
+//! Invariants: private keys leave this crate only as PEM text that the caller asked for. Times come from the caller;
+//! randomness comes from the operating system. Nothing here touches a disk or a socket.
+
+mod ca;
+mod tls;
+pub mod token;
+
+pub use ca::{Ca, Identity, San, Subject, Usage, new_csr, subject_of};
+pub use tls::{client_config, pinned_client_config, server_config};
+
+/// Why a certificate, a key, or TLS settings could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PkiError {
+    /// A PEM text holds no such thing, or not exactly one.
+    #[error("the PEM text holds no {what}")]
+    Pem {
+        /// `certificate`, `private key`, …
+        what: &'static str,
+    },
+    /// A certificate, a request, or a key could not be made or understood.
+    #[error("making a certificate")]
+    Certificate(#[from] rcgen::Error),
+    /// A DER certificate could not be read.
+    #[error("a certificate is malformed: {0}")]
+    Malformed(String),
+    /// TLS settings were refused.
+    #[error("making TLS settings")]
+    Tls(#[from] rustls::Error),
+    /// The operating system gave no randomness.
+    #[error("the operating system gave no random bytes: {0}")]
+    Random(getrandom::Error),
+}

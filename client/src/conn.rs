@@ -1,0 +1,405 @@
+//! Requests over one HTTP/2 connection that is dialled again when it breaks.
+
+use crate::Config;
+use crate::watch::Watcher;
+use bytes::Bytes;
+use dhow_pki::PkiError;
+use http::{Method, Request, Uri, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use serde_json::Value as Tree;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::sync::Mutex;
+use tokio_rustls::TlsConnector;
+
+/// How long dialling may take, name look-up, TCP and TLS together.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Ping an idle connection this often, so that a dead peer is noticed under a long watch.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// The largest answer that [`Client::request`] collects: a list of 10,000 large pods fits many times over.
+const ANSWER_BYTES_MAX: usize = 512 * 1024 * 1024;
+
+/// Flow-control windows: large lists should not wait for round trips.
+const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+
+/// The answer body of [`Client::stream`], read by the caller.
+pub type Body = Incoming;
+
+/// A client of one API server. Clones share the connection.
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Config,
+    authority: String,
+    host: String,
+    port: u16,
+    tls: Arc<ClientConfig>,
+    sender: Mutex<Option<http2::SendRequest<Full<Bytes>>>>,
+}
+
+/// A whole answer.
+#[derive(Debug)]
+pub struct Response {
+    /// The status code.
+    pub status: http::StatusCode,
+    /// The header fields.
+    pub headers: http::HeaderMap,
+    /// The body, collected.
+    pub body: Bytes,
+}
+
+/// A Kubernetes `Status` that refused a request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Status {
+    /// The HTTP status code.
+    pub code: u16,
+    /// The machine-readable reason, such as `NotFound`; empty when the answer was no `Status` object.
+    pub reason: String,
+    /// The human-readable message.
+    pub message: String,
+    /// The whole `Status` object, if it was one.
+    pub tree: Option<Tree>,
+}
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The server's address or our identity cannot be used.
+    #[error("the server address `{0}` is not of the form https://host:port")]
+    Address(String),
+    /// TLS settings could not be made.
+    #[error("the client's certificates")]
+    Pki(#[from] PkiError),
+    /// The server cannot be reached.
+    #[error("connecting to `{server}`")]
+    Connect {
+        /// The server.
+        server: String,
+        /// What went wrong.
+        source: std::io::Error,
+    },
+    /// The connection broke, or the peer does not speak HTTP/2.
+    #[error("talking to `{server}`")]
+    Http {
+        /// The server.
+        server: String,
+        /// What went wrong.
+        source: hyper::Error,
+    },
+    /// The request could not be put together (a path with forbidden characters).
+    #[error("the request path is malformed")]
+    Request(#[from] http::Error),
+    /// The answer is too large or broke off.
+    #[error("reading the answer of `{server}`: {what}")]
+    Body {
+        /// The server.
+        server: String,
+        /// What went wrong.
+        what: String,
+    },
+    /// The answer is not JSON.
+    #[error("the answer of `{server}` is not JSON")]
+    Json {
+        /// The server.
+        server: String,
+        /// What the parser said.
+        source: serde_json::Error,
+    },
+    /// The server refused.
+    #[error("{}", .0.message)]
+    Api(Box<Status>),
+}
+
+impl ClientError {
+    /// The status code and reason, if the server answered at all.
+    pub fn status(&self) -> Option<&Status> {
+        match self {
+            Self::Api(status) => Some(status),
+            _ => None,
+        }
+    }
+
+    /// Whether the server answered with this code.
+    pub fn is(&self, code: u16) -> bool {
+        self.status().is_some_and(|status| status.code == code)
+    }
+}
+
+/// How a patch is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PatchType {
+    /// RFC 6902.
+    Json,
+    /// RFC 7386.
+    Merge,
+    /// Kubernetes' strategic merge patch.
+    Strategic,
+}
+
+impl PatchType {
+    fn content_type(self) -> &'static str {
+        match self {
+            Self::Json => "application/json-patch+json",
+            Self::Merge => "application/merge-patch+json",
+            Self::Strategic => "application/strategic-merge-patch+json",
+        }
+    }
+}
+
+impl Client {
+    /// A client for `config`. Connects at the first request.
+    pub fn new(config: Config) -> Result<Self, ClientError> {
+        let bad = || ClientError::Address(config.server.clone());
+        let uri: Uri = config.server.parse().map_err(|_| bad())?;
+        let (Some("https"), Some(host)) = (uri.scheme_str(), uri.host()) else { return Err(bad()) };
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let port = uri.port_u16().unwrap_or(443);
+        let authority = uri.authority().ok_or_else(bad)?.to_string();
+        let ca = config.ca_pem.as_deref().unwrap_or_default();
+        let tls = dhow_pki::client_config(ca, config.identity.as_ref(), &["h2"])?;
+        let inner = Inner { authority, host, port, tls: Arc::new(tls), sender: Mutex::new(None), config };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The server's address as given.
+    pub fn server(&self) -> &str {
+        &self.inner.config.server
+    }
+
+    /// The namespace that is meant when none is named.
+    pub fn namespace(&self) -> &str {
+        &self.inner.config.namespace
+    }
+
+    /// Sends a request and returns when the head of the answer is there; any status code is an answer.
+    /// `body` is a media type and the bytes. `path` begins with `/` and may carry a query.
+    pub async fn stream(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &str,
+        body: Option<(&str, Bytes)>,
+    ) -> Result<http::Response<Body>, ClientError> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("https://{}{path}", self.inner.authority))
+            .header(header::ACCEPT, accept)
+            .header(header::USER_AGENT, concat!("dhow/", env!("CARGO_PKG_VERSION")));
+        if let Some(token) = &self.inner.config.token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let bytes = match body {
+            None => Bytes::new(),
+            Some((media_type, bytes)) => {
+                request = request.header(header::CONTENT_TYPE, media_type);
+                bytes
+            }
+        };
+        let request = request.body(Full::new(bytes))?;
+        let mut sender = self.sender().await?;
+        sender.send_request(request).await.map_err(|source| self.http_error(source))
+    }
+
+    /// Sends a request and collects the answer; any status code is an answer.
+    pub async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &str,
+        body: Option<(&str, Bytes)>,
+    ) -> Result<Response, ClientError> {
+        let (head, body) = self.stream(method, path, accept, body).await?.into_parts();
+        let body = Limited::new(body, ANSWER_BYTES_MAX)
+            .collect()
+            .await
+            .map_err(|err| ClientError::Body { server: self.server().to_owned(), what: err.to_string() })?;
+        Ok(Response { status: head.status, headers: head.headers, body: body.to_bytes() })
+    }
+
+    /// Reads one object, list, or document.
+    pub async fn get(&self, path: &str) -> Result<Tree, ClientError> {
+        self.json(Method::GET, path, None).await
+    }
+
+    /// Creates an object in the collection at `path`.
+    pub async fn create(&self, path: &str, tree: &Tree) -> Result<Tree, ClientError> {
+        self.json(Method::POST, path, Some(("application/json", encode(tree)))).await
+    }
+
+    /// Replaces the object at `path`.
+    pub async fn update(&self, path: &str, tree: &Tree) -> Result<Tree, ClientError> {
+        self.json(Method::PUT, path, Some(("application/json", encode(tree)))).await
+    }
+
+    /// Patches the object at `path`.
+    pub async fn patch(&self, path: &str, kind: PatchType, patch: &Tree) -> Result<Tree, ClientError> {
+        self.json(Method::PATCH, path, Some((kind.content_type(), encode(patch)))).await
+    }
+
+    /// Deletes the object or the collection at `path`, with `DeleteOptions` if given.
+    pub async fn delete(&self, path: &str, options: Option<&Tree>) -> Result<Tree, ClientError> {
+        self.json(Method::DELETE, path, options.map(|tree| ("application/json", encode(tree)))).await
+    }
+
+    /// Lists the collection at `path` (selectors in its query), then watches it, for ever.
+    pub fn watch(&self, path: &str) -> Watcher {
+        Watcher::new(self.clone(), path)
+    }
+
+    /// Sends a request and decodes a JSON answer; a refusal is [`ClientError::Api`].
+    pub async fn json(&self, method: Method, path: &str, body: Option<(&str, Bytes)>) -> Result<Tree, ClientError> {
+        let response = self.request(method, path, "application/json", body).await?;
+        if !response.status.is_success() {
+            return Err(refusal(response.status.as_u16(), &response.body));
+        }
+        serde_json::from_slice(&response.body)
+            .map_err(|source| ClientError::Json { server: self.server().to_owned(), source })
+    }
+
+    async fn sender(&self) -> Result<http2::SendRequest<Full<Bytes>>, ClientError> {
+        let mut slot = self.inner.sender.lock().await;
+        if let Some(sender) = slot.as_ref().filter(|sender| !sender.is_closed()) {
+            return Ok(sender.clone());
+        }
+        let tls = dial(&self.inner.host, self.inner.port, self.inner.tls.clone())
+            .await
+            .map_err(|source| ClientError::Connect { server: self.server().to_owned(), source })?;
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(hyper_util::rt::TokioTimer::new())
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES * 4)
+            .keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE)
+            .handshake(TokioIo::new(tls))
+            .await
+            .map_err(|source| self.http_error(source))?;
+        // The connection's task ends by itself when the last sender, kept in `slot` and by requests, is gone.
+        let server = self.server().to_owned();
+        tokio::spawn(async move {
+            if let Err(err) = connection.await {
+                tracing::debug!(%server, %err, "the connection to the API server ended");
+            }
+        });
+        *slot = Some(sender.clone());
+        Ok(sender)
+    }
+
+    fn http_error(&self, source: hyper::Error) -> ClientError {
+        ClientError::Http { server: self.server().to_owned(), source }
+    }
+}
+
+/// Fetches `path` from a server whose CA is not known yet; the caller must check what it gets. Sends no secret.
+pub async fn bootstrap_get(server: &str, path: &str) -> Result<Bytes, ClientError> {
+    let bad = || ClientError::Address(server.to_owned());
+    let uri: Uri = server.parse().map_err(|_| bad())?;
+    let (Some("https"), Some(host), Some(authority)) = (uri.scheme_str(), uri.host(), uri.authority()) else {
+        return Err(bad());
+    };
+    let tls = Arc::new(dhow_pki::pinned_client_config(&["http/1.1"])?);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let stream = dial(host, uri.port_u16().unwrap_or(443), tls)
+        .await
+        .map_err(|source| ClientError::Connect { server: server.to_owned(), source })?;
+    let http = |source| ClientError::Http { server: server.to_owned(), source };
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
+    let request = Request::get(path).header(header::HOST, authority.as_str()).body(Full::new(Bytes::new()))?;
+    let exchange = async {
+        let response = sender.send_request(request).await.map_err(http)?;
+        let status = response.status().as_u16();
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
+            .collect()
+            .await
+            .map_err(|err| ClientError::Body { server: server.to_owned(), what: err.to_string() })?
+            .to_bytes();
+        if status == 200 { Ok(body) } else { Err(refusal(status, &body)) }
+    };
+    tokio::pin!(exchange);
+    let connection = async move {
+        // The exchange reports what broke; the connection itself just ends.
+        let _ended = connection.await;
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        answer = &mut exchange => answer,
+        () = connection => unreachable!("the connection's future never ends"),
+    }
+}
+
+/// The path of a collection, or of one object in it.
+pub fn resource_path(group: &str, version: &str, plural: &str, namespace: Option<&str>, name: Option<&str>) -> String {
+    let mut path = if group.is_empty() { format!("/api/{version}") } else { format!("/apis/{group}/{version}") };
+    if let Some(namespace) = namespace {
+        path.push_str("/namespaces/");
+        path.push_str(namespace);
+    }
+    path.push('/');
+    path.push_str(plural);
+    if let Some(name) = name {
+        path.push('/');
+        path.push_str(name);
+    }
+    path
+}
+
+async fn dial(
+    host: &str,
+    port: u16,
+    tls: Arc<ClientConfig>,
+) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let name = match host.parse::<IpAddr>() {
+        Ok(ip) => ServerName::IpAddress(ip.into()),
+        Err(_) => ServerName::try_from(host.to_owned()).map_err(std::io::Error::other)?,
+    };
+    let connect = async {
+        let tcp = TcpStream::connect((host, port)).await?;
+        tcp.set_nodelay(true)?;
+        TlsConnector::from(tls).connect(name, tcp).await
+    };
+    tokio::time::timeout(CONNECT_TIMEOUT, connect).await.map_err(|_| std::io::ErrorKind::TimedOut)?
+}
+
+pub(crate) fn refusal(code: u16, body: &[u8]) -> ClientError {
+    let tree: Option<Tree> = serde_json::from_slice(body).ok().filter(|tree: &Tree| tree["kind"] == "Status");
+    let text = |field: &str| tree.as_ref().and_then(|tree| tree[field].as_str()).unwrap_or_default().to_owned();
+    let message = match &tree {
+        Some(_) => text("message"),
+        None => format!("the server answered {code}: {}", String::from_utf8_lossy(&body[..body.len().min(500)])),
+    };
+    ClientError::Api(Box::new(Status { code, reason: text("reason"), message, tree }))
+}
+
+fn encode(tree: &Tree) -> Bytes {
+    Bytes::from(serde_json::to_vec(tree).expect("a JSON tree has string keys"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_those_of_the_api_conventions() {
+        assert_eq!(resource_path("", "v1", "pods", Some("a"), Some("b")), "/api/v1/namespaces/a/pods/b");
+        assert_eq!(resource_path("apps", "v1", "deployments", None, None), "/apis/apps/v1/deployments");
+    }
+
+    #[test]
+    fn a_refusal_keeps_reason_and_message() {
+        let err = refusal(404, br#"{"kind":"Status","reason":"NotFound","message":"pods \"x\" not found"}"#);
+        assert!(err.is(404));
+        assert_eq!(err.to_string(), "pods \"x\" not found");
+        assert_eq!(refusal(502, b"bad gateway").to_string(), "the server answered 502: bad gateway");
+    }
+}
