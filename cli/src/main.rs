@@ -1,2 +1,101 @@
-//! The `dhow` binary.
-fn main() {}
+//! The binary `dhow`: a cluster in one process, its parts as separate processes, and a client for both.
+//!
+//! Each verb is one file under `verbs/`. This file parses the command line, sets up logging, and prints errors.
+
+mod kube;
+mod output;
+mod paths;
+mod signals;
+mod verbs;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Kubernetes for WebAssembly, in one binary.
+#[derive(Parser)]
+#[command(version, about, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: kube::Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run a whole cluster in this process
+    Up(verbs::up::Args),
+    /// Run a control node
+    Server(verbs::server::Args),
+    /// Run a node agent that joins a control node
+    Agent(verbs::agent::Args),
+    /// Make tokens with which agents join
+    Token(verbs::token::Args),
+    /// Push a Wasm file into the cluster's registry
+    Push(verbs::push::Args),
+    /// Run an image or a Wasm file as a Deployment with a Service
+    Run(verbs::run::Args),
+    /// Show objects
+    Get(verbs::get::Args),
+    /// Show an object in full, with its events
+    Describe(verbs::describe::Args),
+    /// Create or update the objects of manifest files
+    Apply(verbs::apply::Args),
+    /// Delete objects
+    Delete(verbs::delete::Args),
+    /// Print a container's log
+    Logs(verbs::logs::Args),
+    /// Set the number of replicas
+    Scale(verbs::scale::Args),
+    /// Follow, show, undo or restart a rollout
+    Rollout(verbs::rollout::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    init_logging();
+    // A node holds a log file per container: the usual soft limit of 1,024 files would be its capacity.
+    if let Err(err) = rlimit::increase_nofile_limit(u64::MAX) {
+        tracing::warn!(%err, "the limit of open files could not be raised");
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(err) => {
+            output::error(&anyhow::Error::new(err).context("starting the I/O runtime"));
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(dispatch(cli)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            output::error(&err);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn dispatch(cli: Cli) -> anyhow::Result<()> {
+    let global = cli.global;
+    match cli.verb {
+        Verb::Up(args) => verbs::up::run(args, &global).await,
+        Verb::Server(args) => verbs::server::run(args, &global).await,
+        Verb::Agent(args) => verbs::agent::run(args).await,
+        Verb::Token(args) => verbs::token::run(args, &global).await,
+        Verb::Push(args) => verbs::push::run(args, &global).await,
+        Verb::Run(args) => verbs::run::run(args, &global).await,
+        Verb::Get(args) => verbs::get::run(args, &global).await,
+        Verb::Describe(args) => verbs::describe::run(args, &global).await,
+        Verb::Apply(args) => verbs::apply::run(args, &global).await,
+        Verb::Delete(args) => verbs::delete::run(args, &global).await,
+        Verb::Logs(args) => verbs::logs::run(args, &global).await,
+        Verb::Scale(args) => verbs::scale::run(args, &global).await,
+        Verb::Rollout(args) => verbs::rollout::run(args, &global).await,
+    }
+}
+
+/// Logs go to standard error; `DHOW_LOG` filters them as `RUST_LOG` does elsewhere.
+fn init_logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env(paths::LOG_ENV)
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}

@@ -171,8 +171,13 @@ pub(crate) fn first_certificate(pem: &str) -> Result<CertificateDer<'static>, Pk
     CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| PkiError::Pem { what: "certificate" })
 }
 
+/// SHA-256 of the DER form of the first certificate in a PEM text, in hex: what a join token pins.
+pub fn certificate_sha256_hex(cert_pem: &str) -> Result<String, PkiError> {
+    Ok(sha256_hex(&first_certificate(cert_pem)?))
+}
+
 /// SHA-256 in lower-case hex.
-pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
+fn sha256_hex(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 

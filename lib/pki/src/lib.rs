@@ -11,7 +11,7 @@ mod ca;
 mod tls;
 pub mod token;
 
-pub use ca::{Ca, Identity, San, Subject, Usage, new_csr, subject_of};
+pub use ca::{Ca, Identity, San, Subject, Usage, certificate_sha256_hex, new_csr, subject_of};
 pub use tls::{client_config, pinned_client_config, server_config};
 
 /// Why a certificate, a key, or TLS settings could not be made.

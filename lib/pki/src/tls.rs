@@ -1,6 +1,5 @@
 //! TLS settings for rustls, made of PEM texts.
 
-use crate::ca::{first_certificate, sha256_hex};
 use crate::{Identity, PkiError};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
@@ -61,10 +60,6 @@ pub fn pinned_client_config(alpn: &[&str]) -> Result<ClientConfig, PkiError> {
         .with_no_client_auth();
     config.alpn_protocols = protocols(alpn);
     Ok(config)
-}
-
-pub(crate) fn pem_sha256_hex(cert_pem: &str) -> Result<String, PkiError> {
-    Ok(sha256_hex(&first_certificate(cert_pem)?))
 }
 
 fn provider() -> Arc<CryptoProvider> {

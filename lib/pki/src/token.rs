@@ -4,8 +4,7 @@
 //! sends the secret; id and secret are a Kubernetes bootstrap token
 //! (<https://kubernetes.io/docs/reference/access-authn-authz/bootstrap-tokens/>), kept in the cluster as a Secret.
 
-use crate::PkiError;
-use crate::tls::pem_sha256_hex;
+use crate::{PkiError, certificate_sha256_hex};
 use std::fmt;
 use std::str::FromStr;
 
@@ -44,7 +43,7 @@ impl JoinToken {
 
     /// Whether `ca_pem` is the CA that this token was made for.
     pub fn accepts(&self, ca_pem: &str) -> Result<bool, PkiError> {
-        Ok(pem_sha256_hex(ca_pem)? == self.ca_sha256_hex)
+        Ok(certificate_sha256_hex(ca_pem)? == self.ca_sha256_hex)
     }
 
     /// What the node sends as its bearer token: `<id>.<secret>`.

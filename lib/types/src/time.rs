@@ -146,7 +146,7 @@ fn parse(text: &str) -> Option<Time> {
             return None;
         }
         for place in 0..3 {
-            ms = ms * 10 + fraction[..len].as_bytes().get(place).map_or(0, |b| i64::from(b - b'0'));
+            ms = ms * 10 + fraction.as_bytes()[..len].get(place).map_or(0, |b| i64::from(b - b'0'));
         }
         rest = &fraction[len..];
     }

@@ -1,0 +1,50 @@
+//! `dhow agent`: a node that joins a control node.
+
+use crate::{output, paths, signals};
+use anyhow::Context as _;
+use dhow_node::Node;
+use std::path::PathBuf;
+
+/// Which cluster to join, and as whom.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The control node's API address
+    #[arg(long, value_name = "https://HOST:PORT")]
+    server: String,
+    /// A token from `dhow token create`; needed at the first start only
+    #[arg(long, env = "DHOW_TOKEN", value_name = "TOKEN")]
+    token: Option<String>,
+    /// The node's name; the host's by default
+    #[arg(long)]
+    name: Option<String>,
+    /// Where the node keeps its identity, images, logs and volumes
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// The address under which other nodes and node ports reach this one
+    #[arg(long, default_value = "127.0.0.1")]
+    node_ip: std::net::IpAddr,
+    /// Let pods name Wasm files of this machine as images (file:///…)
+    #[arg(long)]
+    allow_file_images: bool,
+}
+
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let name = args.name.map_or_else(host_name, Ok)?;
+    let data_dir = args.data_dir.map_or_else(|| Ok::<_, anyhow::Error>(paths::data_dir()?.join("agent")), Ok)?;
+    let joined = dhow_node::join(&args.server, args.token.as_deref(), &name, &data_dir)
+        .await
+        .with_context(|| format!("joining `{}` as node `{name}`", args.server))?;
+    let mut config = dhow_node::Config::new(&name, joined, data_dir, args.node_ip);
+    config.node_port_ip = Some(args.node_ip);
+    config.allow_file_images = args.allow_file_images;
+    let node = Node::start(config).await.with_context(|| format!("starting node `{name}`"))?;
+    output::line(format!("ready: node {name}"));
+    signals::stop_requested().await.context("waiting for signals")?;
+    node.stop().await;
+    Ok(())
+}
+
+fn host_name() -> anyhow::Result<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").context("reading the host's name")?;
+    Ok(name.trim().to_lowercase())
+}

@@ -1,0 +1,87 @@
+//! `dhow logs`: prints what a container wrote.
+
+use crate::kube::{Discovery, Global, Session, items, name_of};
+use crate::output;
+use anyhow::{Context as _, bail};
+use http::Method;
+use http_body_util::BodyExt as _;
+use serde_json::Value as Tree;
+
+/// Whose log, and how much of it.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// A pod, or TYPE/NAME of what owns pods (`deployment/web`)
+    pod: String,
+    /// The container; needed when the pod has several
+    #[arg(short, long)]
+    container: Option<String>,
+    /// Go on with new lines
+    #[arg(short, long)]
+    follow: bool,
+    /// The log of the container's previous run
+    #[arg(short, long)]
+    previous: bool,
+    /// Only the last lines
+    #[arg(long)]
+    tail: Option<u64>,
+    /// Only lines of the last seconds
+    #[arg(long, value_name = "SECONDS")]
+    since_seconds: Option<u64>,
+    /// Begin each line with its time
+    #[arg(long)]
+    timestamps: bool,
+}
+
+pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
+    let session = global.session()?;
+    let pod = pod_name(&session, &args.pod).await?;
+    let mut query = Vec::new();
+    query.extend(args.container.map(|name| format!("container={name}")));
+    query.extend(args.follow.then(|| "follow=true".to_owned()));
+    query.extend(args.previous.then(|| "previous=true".to_owned()));
+    query.extend(args.timestamps.then(|| "timestamps=true".to_owned()));
+    query.extend(args.tail.map(|lines| format!("tailLines={lines}")));
+    query.extend(args.since_seconds.map(|seconds| format!("sinceSeconds={seconds}")));
+    let path = format!("/api/v1/namespaces/{}/pods/{pod}/log?{}", session.namespace, query.join("&"));
+    let response = session.client.stream(Method::GET, &path, "*/*", None).await?;
+    let status = response.status();
+    let mut body = response.into_body();
+    if !status.is_success() {
+        let bytes = body.collect().await.context("reading the server's answer")?.to_bytes();
+        let tree: Tree = serde_json::from_slice(&bytes).unwrap_or_default();
+        bail!("{}", tree["message"].as_str().unwrap_or("the server refused"));
+    }
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame.context("the log broke off")?.into_data() {
+            output::write_all(&data);
+        }
+    }
+    Ok(())
+}
+
+/// A pod's name as given, or the first pod that an object's selector selects.
+async fn pod_name(session: &Session, word: &str) -> anyhow::Result<String> {
+    let Some((kind, name)) = word.split_once('/') else { return Ok(word.to_owned()) };
+    let discovery = Discovery::fetch(&session.client).await?;
+    let resource = discovery.find(kind)?;
+    if resource.plural == "pods" {
+        return Ok(name.to_owned());
+    }
+    let owner = session.client.get(&resource.path(Some(&session.namespace), Some(name))).await?;
+    let selector = &owner["spec"]["selector"];
+    let labels = if selector["matchLabels"].is_object() { &selector["matchLabels"] } else { selector };
+    let labels: Vec<String> = labels
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| format!("{key}%3D{}", value.as_str().unwrap_or_default()))
+        .collect();
+    if labels.is_empty() {
+        bail!("{} selects no pods", resource.label(name));
+    }
+    let path = format!("/api/v1/namespaces/{}/pods?labelSelector={}", session.namespace, labels.join("%2C"));
+    let pods = session.client.get(&path).await?;
+    let running = items(&pods).iter().find(|pod| pod["status"]["phase"] == "Running");
+    let pod = running.or(items(&pods).first()).with_context(|| format!("{} has no pods", resource.label(name)))?;
+    Ok(name_of(pod).to_owned())
+}

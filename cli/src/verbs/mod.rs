@@ -1,0 +1,15 @@
+//! One file a verb. Each has its `Args` and a `run`.
+
+pub(crate) mod agent;
+pub(crate) mod apply;
+pub(crate) mod delete;
+pub(crate) mod describe;
+pub(crate) mod get;
+pub(crate) mod logs;
+pub(crate) mod push;
+pub(crate) mod rollout;
+pub(crate) mod run;
+pub(crate) mod scale;
+pub(crate) mod server;
+pub(crate) mod token;
+pub(crate) mod up;

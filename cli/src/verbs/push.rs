@@ -1,0 +1,33 @@
+//! `dhow push`: a Wasm file into the cluster's registry.
+
+use crate::kube::{Global, Session};
+use crate::output;
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use dhow_image::Reference;
+use std::path::{Path, PathBuf};
+
+/// Which file, under which name.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The Wasm component or module
+    file: PathBuf,
+    /// The image's name and tag, such as `hello:1.0`
+    name: String,
+}
+
+pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
+    push(&global.session()?, &args.file, &args.name).await
+}
+
+/// Pushes a file and says what it became.
+pub(crate) async fn push(session: &Session, file: &Path, name: &str) -> anyhow::Result<()> {
+    let reference: Reference = name.parse().with_context(|| format!("the image name `{name}`"))?;
+    let bytes = std::fs::read(file).with_context(|| format!("reading `{}`", file.display()))?;
+    if !bytes.starts_with(b"\0asm") {
+        bail!("`{}` is not a Wasm file: it does not begin with the bytes \\0asm", file.display());
+    }
+    let digest = dhow_image::push(&session.client, Bytes::from(bytes), &reference).await?;
+    output::line(format!("pushed {name} {digest}"));
+    Ok(())
+}
