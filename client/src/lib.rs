@@ -13,4 +13,5 @@ mod watch;
 
 pub use config::{Config, ConfigError};
 pub use conn::{Body, Client, ClientError, PatchType, Response, Status, bootstrap_get, resource_path};
+pub use http::Method;
 pub use watch::{Event, Watcher};

@@ -1,0 +1,239 @@
+//! The real `kubectl` drives the built binary: what a Kubernetes user types works on the samples, unchanged.
+//!
+//! Uses the program that `DHOW_TEST_KUBECTL` names, else `kubectl` of the PATH; says loudly when there is none.
+#![allow(missing_docs, unreachable_pub, dead_code, clippy::unwrap_used)]
+
+#[path = "../e2e/harness.rs"]
+mod harness;
+
+use harness::{Cluster, eventually, http_get};
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
+
+/// The oldest minor version that these tests are for.
+const MINOR_MIN: u32 = 30;
+
+#[test]
+fn kubectl_works_unchanged() {
+    let Some(kubectl) = find_kubectl() else {
+        eprintln!("\n!!!!!!!! SKIPPED: no kubectl 1.{MINOR_MIN} or newer: install one, or set DHOW_TEST_KUBECTL !!!!!!!!\n");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(dir.path(), &[]);
+    cluster.push_samples();
+    let client = Kubectl { cluster: &cluster, program: kubectl };
+    applies_and_shows(&client);
+    scales_and_rolls_out(&client);
+    follows_logs_and_forwards_ports(&client);
+    creates_by_command(&client);
+    refuses_bad_input(&client);
+    deletes(&client);
+}
+
+struct Kubectl<'a> {
+    cluster: &'a Cluster,
+    program: String,
+}
+
+impl Kubectl<'_> {
+    #[track_caller]
+    fn ok(&self, line: &str) -> String {
+        self.cluster.ok(&self.program, &words(line))
+    }
+
+    #[track_caller]
+    fn refused(&self, line: &str) -> String {
+        self.cluster.refused(&self.program, &words(line))
+    }
+
+    fn spawn(&self, line: &str) -> Background {
+        let mut process = Command::new(&self.program)
+            .env("KUBECONFIG", self.cluster.kubeconfig())
+            .args(words(line))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let out = BufReader::new(process.stdout.take().unwrap());
+        Background { process, out }
+    }
+}
+
+/// A `kubectl` that runs until it is dropped.
+struct Background {
+    process: Child,
+    out: BufReader<std::process::ChildStdout>,
+}
+
+impl Background {
+    /// Reads lines until one contains `text`.
+    #[track_caller]
+    fn line_with(&mut self, text: &str) -> String {
+        let mut seen = Vec::new();
+        loop {
+            let mut line = String::new();
+            assert_ne!(self.out.read_line(&mut line).unwrap(), 0, "kubectl ended without saying `{text}`: {seen:?}");
+            if line.contains(text) {
+                return line;
+            }
+            seen.push(line);
+        }
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _killed = self.process.kill();
+        let _reaped = self.process.wait();
+    }
+}
+
+fn words(line: &str) -> Vec<&str> {
+    line.split_whitespace().collect()
+}
+
+fn find_kubectl() -> Option<String> {
+    let program = std::env::var("DHOW_TEST_KUBECTL").unwrap_or_else(|_| "kubectl".to_owned());
+    let output = Command::new(&program).args(["version", "--client", "-o", "json"]).output().ok()?;
+    let version: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+    let minor = version["clientVersion"]["minor"].as_str()?.trim_end_matches('+').parse::<u32>().ok()?;
+    (minor >= MINOR_MIN).then_some(program)
+}
+
+fn applies_and_shows(client: &Kubectl<'_>) {
+    let manifest = client.cluster.sample("samples/hello-http/hello-http.yaml");
+    assert_eq!(
+        client.ok(&format!("apply -f {manifest}")),
+        "deployment.apps/hello-http created\nservice/hello-http created\n"
+    );
+    let rollout = client.ok("rollout status deployment/hello-http --timeout=60s");
+    assert!(rollout.contains("successfully rolled out"), "{rollout}");
+    assert_eq!(
+        client.ok(&format!("apply -f {manifest}")),
+        "deployment.apps/hello-http unchanged\nservice/hello-http unchanged\n"
+    );
+    assert_eq!(client.ok(&format!("diff -f {manifest}")), "");
+
+    let pods = client.ok("get pods -o wide");
+    assert!(pods.starts_with("NAME") && pods.contains("NOMINATED NODE") && pods.contains("1/1"), "{pods}");
+    assert_eq!(pods.matches("Running").count(), 2, "{pods}");
+    let deployment = client.ok("get deploy hello-http");
+    assert!(deployment.contains("2/2     2            2"), "{deployment}");
+    assert!(client.ok("get deploy hello-http -o yaml").contains("image: hello-http:1.0"));
+    assert!(client.ok("get svc -o json").contains("\"clusterIP\""));
+    assert_eq!(client.ok("get deploy hello-http -o jsonpath={.spec.template.spec.containers[0].name}"), "hello");
+    assert!(client.ok("get nodes").contains("Ready"));
+    assert!(client.ok("get all").contains("replicaset.apps/hello-http-"));
+    assert!(client.ok("get pods -l app=hello-http --field-selector status.phase=Running -o name").starts_with("pod/"));
+    let described = client.ok("describe pod -l app=hello-http");
+    assert!(described.contains("Started container hello") && described.contains("Ready:          True"), "{described}");
+    let described = client.ok("describe deployment hello-http");
+    assert!(described.contains("ScalingReplicaSet"), "{described}");
+    assert!(client.ok("describe service hello-http").contains("Endpoints:"));
+    assert!(client.ok("describe node").contains("Non-terminated Pods:"));
+    let explained = client.ok("explain pod.spec.containers");
+    assert!(explained.contains("image\t<string>") || explained.contains("image"), "{explained}");
+    assert!(explained.contains("List of containers belonging to the pod"), "{explained}");
+    let resources = client.ok("api-resources");
+    assert!(resources.contains("deployments") && resources.contains("deploy"), "{resources}");
+    assert!(client.ok("api-versions").contains("apps/v1"));
+    assert!(client.ok("version").contains("Server Version: v1."));
+    assert!(client.ok("cluster-info").contains("is running at"));
+    assert!(client.ok("get events").contains("Scheduled"));
+}
+
+fn scales_and_rolls_out(client: &Kubectl<'_>) {
+    let mut watch = client.spawn("get pods -w");
+    watch.line_with("hello-http-");
+    client.ok("scale deployment/hello-http --replicas=3");
+    client.ok("rollout status deployment/hello-http --timeout=60s");
+    watch.line_with("ContainerCreating");
+    assert!(client.ok("get deploy hello-http").contains("3/3"));
+
+    client.ok("set env deployment/hello-http COLOR=blue");
+    client.ok("rollout status deployment/hello-http --timeout=60s");
+    let history = client.ok("rollout history deployment/hello-http");
+    assert!(history.contains("REVISION") && history.contains("\n1 ") && history.contains("\n2 "), "{history}");
+    assert!(client.ok("get deploy hello-http -o yaml").contains("blue"));
+    client.ok("rollout undo deployment/hello-http");
+    client.ok("rollout status deployment/hello-http --timeout=60s");
+    assert!(!client.ok("get deploy hello-http -o jsonpath={.spec.template.spec}").contains("blue"));
+    assert!(client.ok("rollout history deployment/hello-http").contains("\n3 "));
+    client.ok("rollout restart deployment/hello-http");
+    client.ok("rollout status deployment/hello-http --timeout=60s");
+    client.ok("label deployment hello-http fleet=dhow");
+    client.ok("annotate deployment hello-http note=x");
+    client.ok("patch deployment hello-http --type=json -p [{\"op\":\"remove\",\"path\":\"/metadata/labels/fleet\"}]");
+    client.ok("scale deployment/hello-http --replicas=1");
+    client.ok("rollout status deployment/hello-http --timeout=60s");
+}
+
+fn follows_logs_and_forwards_ports(client: &Kubectl<'_>) {
+    let manifest = client.cluster.sample("samples/echo-tcp/echo-tcp.yaml");
+    client.ok(&format!("apply -f {manifest}"));
+    client.ok("rollout status deployment/echo-tcp --timeout=60s");
+    assert!(client.ok("logs deployment/echo-tcp").contains("echoing on"));
+    let mut follow = client.spawn("logs -f deployment/echo-tcp");
+    follow.line_with("echoing on");
+
+    let mut forward = client.spawn("port-forward deployment/echo-tcp :7000");
+    let port = forwarded_port(&forward.line_with("Forwarding from 127.0.0.1:"));
+    let echoed = eventually(|| {
+        harness::exchange(port, b"across").and_then(|got| if got == "across" { Ok(got) } else { Err(got) })
+    });
+    assert_eq!(echoed, "across");
+    follow.line_with(": 6 bytes");
+
+    let mut forward = client.spawn("port-forward service/hello-http :80");
+    let port = forwarded_port(&forward.line_with("Forwarding from 127.0.0.1:"));
+    assert!(http_get(port, "/forwarded").contains("you asked for /forwarded"));
+}
+
+fn forwarded_port(line: &str) -> u16 {
+    let rest = line.split_once("127.0.0.1:").unwrap().1;
+    rest.split(' ').next().unwrap().parse().unwrap()
+}
+
+fn creates_by_command(client: &Kubectl<'_>) {
+    client.ok("create namespace harbour");
+    client.ok("create configmap cargo -n harbour --from-literal=spice=pepper");
+    client.ok("create secret generic chart -n harbour --from-literal=reef=north");
+    client.ok("create deployment crew -n harbour --image=hello-http:1.0 --replicas=2");
+    client.ok("rollout status deployment/crew -n harbour --timeout=60s");
+    client.ok("expose deployment crew -n harbour --port=80 --target-port=8080");
+    assert_eq!(client.ok("get cm cargo -n harbour -o jsonpath={.data.spice}"), "pepper");
+    assert_eq!(client.ok("get secret chart -n harbour -o jsonpath={.data.reef}"), "bm9ydGg=");
+    client.ok("wait --for=condition=Available deployment/crew -n harbour --timeout=60s");
+    client.ok("run mate -n harbour --image=hello-http:1.0 --restart=Never");
+    client.ok("wait --for=condition=Ready pod/mate -n harbour --timeout=60s");
+    client.ok("delete namespace harbour --timeout=60s");
+    assert!(client.refused("get namespace harbour").contains("(NotFound)"));
+}
+
+fn refuses_bad_input(client: &Kubectl<'_>) {
+    let deployment = |spec: &str| {
+        let text = format!("apiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: bad}}\nspec: {spec}\n");
+        client.refused(&format!("apply -f {}", client.cluster.manifest("bad.yaml", &text)))
+    };
+    let said = deployment("{replicas: many}");
+    assert!(said.contains("spec.replicas"), "{said}");
+    let said = deployment("{selector: {matchLabels: {a: b}}, bogus: 1}");
+    assert!(said.contains("unknown field \"spec.bogus\""), "{said}");
+    let said = deployment(
+        "{selector: {matchLabels: {a: b}}, template: {metadata: {labels: {a: c}}, spec: {containers: [{name: c}]}}}",
+    );
+    assert!(said.contains("spec.template.metadata.labels") && said.contains("spec.template.spec.containers[0].image"), "{said}");
+    assert!(client.refused("get pod nobody").contains("pods \"nobody\" not found"));
+    assert!(client.refused("create namespace default").contains("AlreadyExists"));
+    assert!(client.refused("get unicorns").contains("the server doesn't have a resource type"));
+}
+
+fn deletes(client: &Kubectl<'_>) {
+    client.ok("delete deployment hello-http echo-tcp --timeout=60s");
+    client.ok("delete service hello-http echo-tcp");
+    eventually(|| {
+        let pods = client.ok("get pods -o name");
+        if pods.is_empty() { Ok(()) } else { Err(pods) }
+    });
+}
