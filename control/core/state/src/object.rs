@@ -1,0 +1,97 @@
+//! An object at one revision.
+
+use crate::hash::Hasher;
+use crate::{Key, json};
+use bytes::Bytes;
+use dhow_api::Tree;
+use dhow_api::index::{Index, index};
+use dhow_types::Revision;
+
+/// One object as one revision left it. Always shared behind an `Arc`.
+#[derive(Clone, Debug)]
+pub struct Object {
+    /// What it is called.
+    pub key: Key,
+    /// The revision that wrote it; the text says the same in `metadata.resourceVersion`.
+    pub revision: Revision,
+    /// What selectors, owners and the garbage collector ask for.
+    pub index: Index,
+    json: Bytes,
+}
+
+/// A value that cannot be an object.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// The text is not JSON.
+    #[error("the value is not JSON")]
+    Json,
+    /// The text is JSON, but not an object with an object `metadata`.
+    #[error("the value has no `metadata` object")]
+    Metadata,
+    /// A transaction names the same object twice.
+    #[error("the transaction names the object twice")]
+    Repeated,
+}
+
+impl Object {
+    /// Reads a value that a transaction puts, as it will be at `revision`.
+    pub(crate) fn at(key: Key, revision: Revision, value: &[u8]) -> Result<Self, Malformed> {
+        let tree: Tree = serde_json::from_slice(value).map_err(|_| Malformed::Json)?;
+        let json = json::with_revision(value, revision.0).ok_or(Malformed::Metadata)?;
+        Ok(Self { index: index_of(&key.resource, &tree), key, revision, json: json.into() })
+    }
+
+    /// Takes back an object that a store kept: `json` already carries its revision.
+    pub fn restore(key: Key, revision: Revision, json: Bytes) -> Result<Self, Malformed> {
+        let tree: Tree = serde_json::from_slice(&json).map_err(|_| Malformed::Json)?;
+        if !tree.get("metadata").is_some_and(Tree::is_object) {
+            return Err(Malformed::Metadata);
+        }
+        Ok(Self { index: index_of(&key.resource, &tree), key, revision, json })
+    }
+
+    /// The same content as it was deleted at `revision`.
+    pub(crate) fn deleted_at(&self, revision: Revision) -> Self {
+        let json = json::with_revision(&self.json, revision.0).expect("a stored object has metadata");
+        Self { key: self.key.clone(), revision, index: self.index.clone(), json: json.into() }
+    }
+
+    /// The whole object as JSON text, `metadata.resourceVersion` included.
+    pub fn json(&self) -> &Bytes {
+        &self.json
+    }
+
+    /// The whole object as a tree. Made anew by each call.
+    pub fn tree(&self) -> Tree {
+        serde_json::from_slice(&self.json).expect("the text of a stored object was read once already")
+    }
+
+    /// What this object adds to the hash of the state.
+    pub(crate) fn hash(&self) -> u64 {
+        let mut hasher = Hasher::new();
+        hasher.bytes(self.key.resource.as_bytes());
+        hasher.bytes(self.key.namespace.as_bytes());
+        hasher.bytes(self.key.name.as_bytes());
+        hasher.word(self.revision.0);
+        hasher.bytes(&self.json);
+        hasher.finish()
+    }
+}
+
+/// The index that the kind's file defines; for a resource that the table of kinds does not know, what every object has.
+fn index_of(resource: &str, tree: &Tree) -> Index {
+    if let Some(kind) = dhow_api::kinds::by_group_resource(resource) {
+        return index(kind, tree);
+    }
+    let metadata = &tree["metadata"];
+    let text = |value: &Tree| value.as_str().unwrap_or_default().to_owned();
+    let labels = metadata["labels"].as_object().into_iter().flatten().map(|(k, v)| (k.clone(), text(v)));
+    let owners = metadata["ownerReferences"].as_array().into_iter().flatten().map(|owner| text(&owner["uid"]));
+    Index {
+        uid: text(&metadata["uid"]),
+        labels: labels.collect(),
+        fields: Vec::new(),
+        owners: owners.collect(),
+        deleting: !metadata["deletionTimestamp"].is_null(),
+    }
+}
