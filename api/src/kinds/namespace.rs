@@ -1,0 +1,73 @@
+//! Namespace: a room for names.
+
+use serde_json::json;
+
+use super::{Column, Kind, Subresource, plain};
+use crate::field::Path;
+use crate::{Tree, meta, validate};
+
+/// The finalizer that keeps a namespace until its content is gone.
+pub const FINALIZER: &str = "kubernetes";
+const NAME_LABEL: &str = "kubernetes.io/metadata.name";
+
+/// Namespace.
+pub static NAMESPACE: Kind = Kind {
+    kind: "Namespace",
+    plural: "namespaces",
+    singular: "namespace",
+    short_names: &["ns"],
+    namespaced: false,
+    schema: "io.k8s.api.core.v1.Namespace",
+    // A whole collection of namespaces is too much to delete by one slip.
+    verbs: &["create", "delete", "get", "list", "patch", "update", "watch"],
+    subresources: &[Subresource::Finalize, Subresource::Status],
+    name_faults: validate::dns1123_label,
+    default: name_label,
+    prepare_create: |tree| {
+        name_label(tree);
+        let mut finalizers = meta::list(tree, "spec.finalizers").to_vec();
+        if !finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
+            finalizers.push(FINALIZER.into());
+        }
+        meta::set(tree, "spec.finalizers", finalizers);
+        meta::set(tree, "status", json!({"phase": "Active"}));
+    },
+    prepare_update: |new, old| {
+        super::restore(new, old, "spec");
+        super::restore(new, old, "status");
+    },
+    validate: |tree, faults| {
+        let path = Path::root("spec.finalizers");
+        for finalizer in meta::list(tree, "spec.finalizers").iter().filter_map(Tree::as_str) {
+            validate::push_all(&path, finalizer, validate::qualified_name(finalizer), faults);
+        }
+    },
+    columns: &[Column::name(), Column::new("Status", "Active, or Terminating while its content goes."), Column::age()],
+    cells: |tree, now| {
+        vec![meta::name(tree).into(), meta::text(tree, "status.phase").into(), crate::table::age(tree, now)]
+    },
+    field_labels: &["status.phase"],
+    fields: |tree| vec![("status.phase", meta::text(tree, "status.phase").to_owned())],
+    ..plain()
+};
+
+fn name_label(tree: &mut Tree) {
+    let name = meta::name(tree).to_owned();
+    if !name.is_empty() {
+        meta::set_label(tree, NAME_LABEL, &name);
+    }
+}
+
+/// The rule of `/finalize`: only `spec.finalizers` changes.
+pub fn prepare_finalize(new: &mut Tree, old: &Tree) {
+    let finalizers = meta::at(new, "spec.finalizers").cloned();
+    let version = meta::at(new, "metadata.resourceVersion").cloned();
+    *new = old.clone();
+    match finalizers {
+        Some(finalizers) => meta::set(new, "spec.finalizers", finalizers),
+        None => drop(meta::remove(new, "spec.finalizers")),
+    }
+    if let Some(version) = version {
+        meta::set(new, "metadata.resourceVersion", version);
+    }
+}

@@ -1,0 +1,111 @@
+//! Pod: what runs. Its spec's rules also serve the templates of Deployments and ReplicaSets.
+
+use serde_json::json;
+
+use super::{ALL_VERBS, Column, Kind, Subresource, plain};
+use crate::field::{Faults, Path};
+use crate::{Tree, meta};
+
+mod container;
+pub(super) mod defaults;
+mod print;
+mod update;
+mod validate;
+mod volumes;
+
+pub(super) use container::port_or_name;
+pub use defaults::{priority_of_class, qos_class};
+pub(super) use validate::template;
+
+/// Pod.
+pub static POD: Kind = Kind {
+    kind: "Pod",
+    plural: "pods",
+    singular: "pod",
+    short_names: &["po"],
+    categories: &["all"],
+    schema: "io.k8s.api.core.v1.Pod",
+    verbs: ALL_VERBS,
+    subresources: &[
+        Subresource::Binding,
+        Subresource::Eviction,
+        Subresource::Log,
+        Subresource::PortForward,
+        Subresource::Status,
+    ],
+    has_generation: true,
+    default: defaults::pod,
+    prepare_create,
+    prepare_update: super::keep_status,
+    prepare_status,
+    validate: |tree, faults| validate::spec(&Path::root("spec"), tree.get("spec").unwrap_or(&Tree::Null), faults),
+    validate_update: update::validate,
+    columns: COLUMNS,
+    cells: print::cells,
+    field_labels: &[
+        "spec.nodeName",
+        "spec.restartPolicy",
+        "spec.schedulerName",
+        "spec.serviceAccountName",
+        "spec.hostNetwork",
+        "status.phase",
+        "status.podIP",
+        "status.podIPs",
+        "status.nominatedNodeName",
+    ],
+    fields,
+    ..plain()
+};
+
+const COLUMNS: &[Column] = &[
+    Column::name(),
+    Column::new("Ready", "How many containers of the pod are ready, of how many."),
+    Column::new("Status", "What the pod as a whole is doing."),
+    Column::new("Restarts", "How often containers of the pod were restarted, and when last."),
+    Column::age(),
+    Column::new("IP", "The address of the pod.").wide(),
+    Column::new("Node", "The node that the pod runs on.").wide(),
+    Column::new("Nominated Node", "The node that room is being made on for the pod.").wide(),
+    Column::new("Readiness Gates", "How many readiness gates are passed, of how many.").wide(),
+];
+
+/// Upstream's strategy together with the built-in admission that every pod goes through: service account, default
+/// tolerations, priority.
+fn prepare_create(tree: &mut Tree) {
+    defaults::admit(tree);
+    let qos = qos_class(tree);
+    meta::set(tree, "status", json!({"phase": "Pending", "qosClass": qos}));
+    meta::set_generation(tree, 1);
+}
+
+/// A status update may not make a terminal phase, the QoS class or a deletion undone.
+fn prepare_status(new: &mut Tree, old: &Tree) {
+    super::status_only(new, old);
+    if let Some(qos) = meta::at(old, "status.qosClass") {
+        meta::set(new, "status.qosClass", qos.clone());
+    }
+}
+
+fn fields(tree: &Tree) -> Vec<(&'static str, String)> {
+    let mut fields: Vec<(&'static str, String)> = [
+        "spec.nodeName",
+        "spec.restartPolicy",
+        "spec.schedulerName",
+        "spec.serviceAccountName",
+        "status.phase",
+        "status.podIP",
+        "status.nominatedNodeName",
+    ]
+    .into_iter()
+    .map(|path| (path, meta::text(tree, path).to_owned()))
+    .collect();
+    fields.push(("spec.hostNetwork", meta::truth(tree, "spec.hostNetwork").to_string()));
+    let ips: Vec<&str> = meta::list(tree, "status.podIPs").iter().map(|entry| meta::text(entry, "ip")).collect();
+    fields.push(("status.podIPs", ips.join(",")));
+    fields
+}
+
+/// The faults of a pod's spec, for those that make pods by other ways than a manifest.
+pub fn validate_spec(path: &Path<'_>, spec: &Tree, faults: &mut Faults) {
+    validate::spec(path, spec, faults);
+}
