@@ -1,0 +1,336 @@
+//! What the controllers know of the world: every object by key, parsed views of the kinds they work on, and the
+//! indexes that make each reconcile's cost depend on what it looks after, not on the size of the cluster.
+
+use crate::views::{Deployment, Node, Pod, ReplicaSet, Service, Truth, View, resource, view};
+use dhow_state::{Change, Key, Object};
+use dhow_types::{Revision, Time};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Where agents keep their heartbeats.
+const LEASE_NAMESPACE: &str = "kube-node-lease";
+
+/// A change as the controllers' wake rules see it.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) key: Key,
+    pub(crate) old: Option<Side>,
+    pub(crate) new: Option<Side>,
+}
+
+/// An object and its view at one side of a change.
+#[derive(Clone, Debug)]
+pub(crate) struct Side {
+    pub(crate) object: Arc<Object>,
+    pub(crate) view: View,
+}
+
+impl Seen {
+    /// The pod at each side of the change.
+    pub(crate) fn pods(&self) -> (Option<&Pod>, Option<&Pod>) {
+        (self.old.as_ref().and_then(Side::pod), self.new.as_ref().and_then(Side::pod))
+    }
+
+    /// Whether the object is of this resource.
+    pub(crate) fn is(&self, resource: &str) -> bool {
+        &*self.key.resource == resource
+    }
+
+    /// The object as it is, or as it last was.
+    pub(crate) fn latest(&self) -> Option<&Side> {
+        self.new.as_ref().or(self.old.as_ref())
+    }
+}
+
+impl Side {
+    pub(crate) fn pod(&self) -> Option<&Pod> {
+        if let View::Pod(pod) = &self.view { Some(pod) } else { None }
+    }
+
+    pub(crate) fn pod_view(&self) -> Option<Arc<Pod>> {
+        if let View::Pod(pod) = &self.view { Some(Arc::clone(pod)) } else { None }
+    }
+
+    pub(crate) fn node_view(&self) -> Option<Arc<Node>> {
+        if let View::Node(node) = &self.view { Some(Arc::clone(node)) } else { None }
+    }
+
+    pub(crate) fn node(&self) -> Option<&Node> {
+        if let View::Node(node) = &self.view { Some(node) } else { None }
+    }
+
+    pub(crate) fn replica_set(&self) -> Option<&ReplicaSet> {
+        if let View::ReplicaSet(set) = &self.view { Some(set) } else { None }
+    }
+}
+
+/// The objects, views and indexes.
+#[derive(Default)]
+pub(crate) struct Cache {
+    revision: Revision,
+    /// The keys that changed at exactly `revision`: one transaction can change many objects, and they come one by one.
+    at_revision: BTreeSet<Key>,
+    objects: BTreeMap<Key, (Arc<Object>, View)>,
+    by_uid: BTreeMap<String, Key>,
+    dependents: BTreeMap<String, BTreeSet<Key>>,
+    /// The revision of the last change (also a deletion) among an owner's dependents.
+    group_revision: BTreeMap<String, Revision>,
+    pods_by_controller: BTreeMap<String, BTreeSet<Key>>,
+    pods_without_controller: BTreeSet<Key>,
+    pods_by_node: BTreeMap<String, BTreeSet<Key>>,
+    heartbeats: BTreeMap<String, Time>,
+    /// Nodes that pods are bound to and that do not exist, since when.
+    missing_nodes: BTreeMap<String, Time>,
+}
+
+impl Cache {
+    /// Takes a change in and tells what it was.
+    pub(crate) fn apply(&mut self, now: Time, change: &Change) -> Seen {
+        if change.revision > self.revision {
+            self.revision = change.revision;
+            self.at_revision.clear();
+        }
+        self.at_revision.insert(change.key.clone());
+        let old = self.objects.remove(&change.key).map(|(object, view)| Side { object, view });
+        if let Some(old) = &old {
+            self.unlink(old, change.revision);
+        }
+        let new = change.new.as_ref().map(|object| Side { object: Arc::clone(object), view: view(object) });
+        if let Some(new) = &new {
+            self.link(new, change.revision);
+            self.objects.insert(change.key.clone(), (Arc::clone(&new.object), new.view.clone()));
+        }
+        let seen = Seen { key: change.key.clone(), old, new };
+        self.note_life(now, &seen);
+        seen
+    }
+
+    fn link(&mut self, new: &Side, revision: Revision) {
+        let key = &new.object.key;
+        self.by_uid.insert(new.object.index.uid.clone(), key.clone());
+        for owner in &new.object.index.owners {
+            self.dependents.entry(owner.clone()).or_default().insert(key.clone());
+            self.group_revision.insert(owner.clone(), revision);
+        }
+        if let View::Pod(pod) = &new.view {
+            match &pod.controller {
+                Some(uid) => {
+                    self.pods_by_controller.entry(uid.clone()).or_default().insert(key.clone());
+                }
+                None => {
+                    self.pods_without_controller.insert(key.clone());
+                }
+            }
+            if let Some(node) = &pod.node {
+                self.pods_by_node.entry(node.as_str().to_owned()).or_default().insert(key.clone());
+            }
+        }
+    }
+
+    fn unlink(&mut self, old: &Side, revision: Revision) {
+        let key = &old.object.key;
+        self.by_uid.remove(&old.object.index.uid);
+        for owner in &old.object.index.owners {
+            take(&mut self.dependents, owner, key);
+            if self.by_uid.contains_key(owner) {
+                self.group_revision.insert(owner.clone(), revision);
+            } else {
+                self.group_revision.remove(owner);
+            }
+        }
+        if let View::Pod(pod) = &old.view {
+            match &pod.controller {
+                Some(uid) => take(&mut self.pods_by_controller, uid, key),
+                None => {
+                    self.pods_without_controller.remove(key);
+                }
+            }
+            if let Some(node) = &pod.node {
+                take(&mut self.pods_by_node, node.as_str(), key);
+            }
+        }
+    }
+
+    /// Keeps the heartbeats and the list of nodes that pods wait for in vain. Times are our own: the clocks of nodes
+    /// are not trusted.
+    fn note_life(&mut self, now: Time, seen: &Seen) {
+        let name = &*seen.key.name;
+        if seen.is(resource::LEASES) && &*seen.key.namespace == LEASE_NAMESPACE && seen.new.is_some() {
+            self.heartbeats.insert(name.to_owned(), now);
+        } else if seen.is(resource::NODES) {
+            if seen.new.is_some() {
+                // Only the node itself says that it is ready or not; we only ever write that we do not know.
+                let says = |side: &Option<Side>| side.as_ref().and_then(Side::node).and_then(|node| node.ready);
+                let (before, after) = (says(&seen.old), says(&seen.new));
+                if before != after && matches!(after, Some(Truth::True | Truth::False)) {
+                    self.heartbeats.insert(name.to_owned(), now);
+                }
+                self.heartbeats.entry(name.to_owned()).or_insert(now);
+                self.missing_nodes.remove(name);
+            } else {
+                self.heartbeats.remove(name);
+                if self.pods_by_node.contains_key(name) {
+                    self.missing_nodes.insert(name.to_owned(), now);
+                }
+            }
+        } else if let (_, Some(pod)) = seen.pods()
+            && let Some(node) = &pod.node
+            && self.node(node.as_str()).is_none()
+        {
+            self.missing_nodes.entry(node.as_str().to_owned()).or_insert(now);
+        }
+    }
+
+    /// Whether a write that made `revision` at `key` has come back.
+    pub(crate) fn holds(&self, key: &Key, revision: Revision) -> bool {
+        self.revision > revision || (self.revision == revision && self.at_revision.contains(key))
+    }
+
+    /// Everything, as changes from nothing.
+    pub(crate) fn all_as_new(&self) -> Vec<Seen> {
+        let seen = |(key, (object, view)): (&Key, &(Arc<Object>, View))| Seen {
+            key: key.clone(),
+            old: None,
+            new: Some(Side { object: Arc::clone(object), view: view.clone() }),
+        };
+        self.objects.iter().map(seen).collect()
+    }
+
+    pub(crate) fn object(&self, key: &Key) -> Option<&Arc<Object>> {
+        self.objects.get(key).map(|(object, _)| object)
+    }
+
+    fn view(&self, key: &Key) -> Option<&View> {
+        self.objects.get(key).map(|(_, view)| view)
+    }
+
+    pub(crate) fn pod(&self, key: &Key) -> Option<&Arc<Pod>> {
+        if let View::Pod(pod) = self.view(key)? { Some(pod) } else { None }
+    }
+
+    pub(crate) fn node(&self, name: &str) -> Option<&Arc<Node>> {
+        if let View::Node(node) = self.view(&Key::new(resource::NODES, "", name))? { Some(node) } else { None }
+    }
+
+    pub(crate) fn replica_set(&self, key: &Key) -> Option<&Arc<ReplicaSet>> {
+        if let View::ReplicaSet(set) = self.view(key)? { Some(set) } else { None }
+    }
+
+    pub(crate) fn deployment(&self, key: &Key) -> Option<&Arc<Deployment>> {
+        if let View::Deployment(deployment) = self.view(key)? { Some(deployment) } else { None }
+    }
+
+    pub(crate) fn service(&self, key: &Key) -> Option<&Arc<Service>> {
+        if let View::Service(service) = self.view(key)? { Some(service) } else { None }
+    }
+
+    /// The objects of a resource in one namespace, by name.
+    pub(crate) fn all_of(&self, resource: &str, namespace: &str) -> Vec<&Arc<Object>> {
+        self.entries(resource, namespace).map(|(object, _)| object).collect()
+    }
+
+    fn entries<'a, 'b>(
+        &'a self,
+        resource: &'b str,
+        namespace: &'b str,
+    ) -> impl Iterator<Item = &'a (Arc<Object>, View)> + use<'a, 'b> {
+        self.objects
+            .range(Key::new(resource, namespace, "")..)
+            .take_while(move |(key, _)| &*key.resource == resource && &*key.namespace == namespace)
+            .map(|(_, entry)| entry)
+    }
+
+    pub(crate) fn replica_sets<'a, 'b>(
+        &'a self,
+        namespace: &'b str,
+    ) -> impl Iterator<Item = &'a Arc<ReplicaSet>> + use<'a, 'b> {
+        self.entries(resource::REPLICA_SETS, namespace).filter_map(|(_, view)| match view {
+            View::ReplicaSet(set) => Some(set),
+            _ => None,
+        })
+    }
+
+    pub(crate) fn deployments<'a, 'b>(
+        &'a self,
+        namespace: &'b str,
+    ) -> impl Iterator<Item = &'a Arc<Deployment>> + use<'a, 'b> {
+        self.entries(resource::DEPLOYMENTS, namespace).filter_map(|(_, view)| match view {
+            View::Deployment(deployment) => Some(deployment),
+            _ => None,
+        })
+    }
+
+    pub(crate) fn services<'a, 'b>(
+        &'a self,
+        namespace: &'b str,
+    ) -> impl Iterator<Item = &'a Arc<Service>> + use<'a, 'b> {
+        self.entries(resource::SERVICES, namespace).filter_map(|(_, view)| match view {
+            View::Service(service) => Some(service),
+            _ => None,
+        })
+    }
+
+    pub(crate) fn pods_in<'a, 'b>(&'a self, namespace: &'b str) -> impl Iterator<Item = &'a Arc<Pod>> + use<'a, 'b> {
+        self.entries(resource::PODS, namespace).filter_map(|(_, view)| match view {
+            View::Pod(pod) => Some(pod),
+            _ => None,
+        })
+    }
+
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.entries(resource::NODES, "").filter_map(|(_, view)| match view {
+            View::Node(node) => Some(node),
+            _ => None,
+        })
+    }
+
+    /// The pods whose managing owner has this UID.
+    pub(crate) fn pods_of(&self, uid: &str) -> impl Iterator<Item = &Arc<Pod>> {
+        self.pods_by_controller.get(uid).into_iter().flatten().filter_map(|key| self.pod(key))
+    }
+
+    /// The pods of a namespace that have no managing owner.
+    pub(crate) fn orphans<'a, 'b>(&'a self, namespace: &'b str) -> impl Iterator<Item = &'a Arc<Pod>> + use<'a, 'b> {
+        self.pods_without_controller
+            .range(Key::new(resource::PODS, namespace, "")..)
+            .take_while(move |key| &*key.namespace == namespace)
+            .filter_map(|key| self.pod(key))
+    }
+
+    /// The pods bound to a node.
+    pub(crate) fn pods_on(&self, node: &str) -> impl Iterator<Item = &Arc<Pod>> {
+        self.pods_by_node.get(node).into_iter().flatten().filter_map(|key| self.pod(key))
+    }
+
+    pub(crate) fn by_uid(&self, uid: &str) -> Option<&Arc<Object>> {
+        self.object(self.by_uid.get(uid)?)
+    }
+
+    /// The objects that name this UID among their owners.
+    pub(crate) fn dependents(&self, uid: &str) -> impl Iterator<Item = &Arc<Object>> {
+        self.dependents.get(uid).into_iter().flatten().filter_map(|key| self.object(key))
+    }
+
+    pub(crate) fn group_revision(&self, uid: &str) -> Revision {
+        self.group_revision.get(uid).copied().unwrap_or_default()
+    }
+
+    /// When a node was last heard of, by our clock.
+    pub(crate) fn heartbeat(&self, node: &str) -> Option<Time> {
+        self.heartbeats.get(node).copied()
+    }
+
+    /// Since when pods are bound to a node that does not exist.
+    pub(crate) fn missing_since(&self, node: &str) -> Option<Time> {
+        self.missing_nodes.get(node).copied()
+    }
+}
+
+fn take(index: &mut BTreeMap<String, BTreeSet<Key>>, entry: &str, key: &Key) {
+    if let Some(keys) = index.get_mut(entry) {
+        keys.remove(key);
+        if keys.is_empty() {
+            index.remove(entry);
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Events: what the controllers tell people about an object.
+//!
+//! A flood says no more than its first lines, so equal events raise a count, similar ones are combined, and one source
+//! may only say so much about one object. The numbers are those that Kubernetes users know.
+
+use crate::wish::Write;
+use dhow_api::{Tree, kinds};
+use dhow_state::Object;
+use dhow_types::Time;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Events of one source about one object in a burst; after that one each [`REFILL_MS`].
+const BURST: u64 = 25;
+/// After this time a source may say one more thing about an object.
+const REFILL_MS: u64 = 300_000;
+/// Different messages with one reason about one object; the next ones are combined into one event.
+const SIMILAR_MAX: usize = 10;
+/// Events further apart than this are not the same story.
+const SIMILAR_WINDOW_MS: u64 = 600_000;
+/// Objects whose events are remembered. A forgotten one begins anew, which costs at most a repeated event.
+const REMEMBERED_MAX: usize = 4096;
+/// What stands before the message of a combined event.
+const COMBINED: &str = "(combined from similar events): ";
+
+/// Something worth telling about an object.
+#[derive(Clone, Debug)]
+pub(crate) struct Note {
+    pub(crate) about: Arc<Object>,
+    pub(crate) severity: Severity,
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+}
+
+/// The `type` of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Severity {
+    Normal,
+    Warning,
+}
+
+impl Note {
+    pub(crate) fn normal(about: &Arc<Object>, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { about: Arc::clone(about), severity: Severity::Normal, reason, message: message.into() }
+    }
+
+    pub(crate) fn warning(about: &Arc<Object>, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { about: Arc::clone(about), severity: Severity::Warning, reason, message: message.into() }
+    }
+}
+
+/// An event that was written.
+#[derive(Debug)]
+struct Recorded {
+    name: String,
+    count: u64,
+    first: Time,
+    last: Time,
+}
+
+/// What one source said about one object.
+#[derive(Debug, Default)]
+struct Story {
+    /// Tokens times [`REFILL_MS`].
+    tokens: u64,
+    refilled: Time,
+    /// By reason, then by message.
+    told: BTreeMap<&'static str, BTreeMap<String, Recorded>>,
+}
+
+/// Turns notes into event writes.
+#[derive(Debug, Default)]
+pub(crate) struct Events {
+    stories: BTreeMap<(&'static str, String), Story>,
+    made: u64,
+}
+
+impl Events {
+    /// The write that records a note of `source`, unless too much was said already.
+    pub(crate) fn record(&mut self, now: Time, source: &'static str, note: &Note) -> Option<Write> {
+        self.make_room();
+        let key = (source, note.about.index.uid.clone());
+        let story = self.stories.entry(key).or_insert_with(|| Story {
+            tokens: BURST * REFILL_MS,
+            refilled: now,
+            told: BTreeMap::new(),
+        });
+        story.tokens = (story.tokens + now.ms_since(story.refilled)).min(BURST * REFILL_MS);
+        story.refilled = now;
+        if story.tokens < REFILL_MS {
+            return None;
+        }
+        story.tokens -= REFILL_MS;
+        let told = story.told.entry(note.reason).or_default();
+        told.retain(|_, recorded| now.ms_since(recorded.last) < SIMILAR_WINDOW_MS);
+        let combine = told.len() >= SIMILAR_MAX && !told.contains_key(&note.message);
+        let message = if combine { format!("{COMBINED}{}", note.message) } else { note.message.clone() };
+        let entry = if combine { COMBINED.to_owned() } else { note.message.clone() };
+        let made = &mut self.made;
+        let recorded = told.entry(entry).or_insert_with(|| {
+            *made += 1;
+            // Unique in this process by the counter, and across restarts by the time.
+            let unique = (now.as_ms().unsigned_abs() << 20) | (*made & 0xf_ffff);
+            Recorded { name: format!("{}.{unique:016x}", note.about.key.name), count: 0, first: now, last: now }
+        });
+        recorded.count += 1;
+        recorded.last = now;
+        Some(Write::Event { tree: tree(source, note, &message, recorded) })
+    }
+
+    fn make_room(&mut self) {
+        if self.stories.len() < REMEMBERED_MAX {
+            return;
+        }
+        let mut ages: Vec<Time> = self.stories.values().map(|story| story.refilled).collect();
+        ages.sort_unstable();
+        let middle = ages[ages.len() / 2];
+        self.stories.retain(|_, story| story.refilled > middle);
+    }
+}
+
+fn tree(source: &'static str, note: &Note, message: &str, recorded: &Recorded) -> Tree {
+    let about = &note.about;
+    let (api_version, kind) = kinds::by_group_resource(&about.key.resource)
+        .map_or_else(|| (String::new(), ""), |kind| (kind.api_version(), kind.kind));
+    let namespace = if about.key.namespace.is_empty() { "default" } else { &*about.key.namespace };
+    let mut involved = json!({
+        "kind": kind, "name": &*about.key.name, "uid": about.index.uid,
+        "apiVersion": api_version, "resourceVersion": about.revision.to_string(),
+    });
+    if !about.key.namespace.is_empty() {
+        involved["namespace"] = json!(&*about.key.namespace);
+    }
+    json!({
+        "apiVersion": "v1", "kind": "Event",
+        "metadata": {"name": recorded.name, "namespace": namespace},
+        "involvedObject": involved,
+        "reason": note.reason,
+        "message": message,
+        "source": {"component": source},
+        "firstTimestamp": recorded.first.to_rfc3339(),
+        "lastTimestamp": recorded.last.to_rfc3339(),
+        "count": recorded.count,
+        "type": match note.severity { Severity::Normal => "Normal", Severity::Warning => "Warning" },
+        "eventTime": null,
+        "reportingComponent": source,
+        "reportingInstance": "",
+    })
+}

@@ -1,0 +1,218 @@
+//! The work queue: which key of which controller is to be looked at next, and when.
+//!
+//! A key stands in the queue once, however often it is woken. It is not run while its own writes are in flight or have
+//! not come back through the cache: a controller that acted on a world without its last write would do it twice. After
+//! a refused write the key waits, twice as long each time.
+
+use crate::cache::Cache;
+use crate::wish::WriteFault;
+use dhow_state::Key;
+use dhow_types::{Revision, Time};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The first wait after a refused write; doubled by each further one. Long enough for the change that caused a
+/// conflict to arrive.
+const BACKOFF_FIRST_MS: u64 = 10;
+/// The longest wait after refused writes. A fault that lasts costs two attempts a minute.
+const BACKOFF_MAX_MS: u64 = 30_000;
+/// How long a key waits to see its own write. The change of a write always arrives; if it was lost with a leader, we
+/// go on with what we see.
+const OWN_WRITE_WAIT_MAX_MS: u64 = 10_000;
+
+/// A controller's place in the table of controllers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ControllerId(pub(crate) usize);
+
+/// One key of one controller.
+pub(crate) type Job = (ControllerId, Key);
+
+#[derive(Debug, Default)]
+struct Entry {
+    /// When it is to run; `None` while nobody asked.
+    due: Option<Time>,
+    in_flight: u32,
+    /// Own writes that the cache has not shown yet.
+    unseen: Vec<(Key, Revision)>,
+    unseen_since: Time,
+    failures: u32,
+    not_before: Time,
+    last_write: Option<Time>,
+    round_failed: bool,
+    last_fault: Option<String>,
+}
+
+impl Entry {
+    fn blocked(&self) -> bool {
+        self.in_flight > 0 || !self.unseen.is_empty()
+    }
+
+    /// Nothing is remembered that a new entry would not have.
+    fn is_idle(&self, now: Time) -> bool {
+        self.due.is_none()
+            && !self.blocked()
+            && self.failures == 0
+            && self.last_write.is_none_or(|at| now.ms_since(at) > LAST_WRITE_KEPT_MS)
+    }
+}
+
+/// How long the time of a key's last write is kept; longer than any interval by which controllers thin out writes.
+const LAST_WRITE_KEPT_MS: u64 = 5_000;
+
+/// What a controller is told about its key beside the world.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct History {
+    /// When the key last wrote, if that was a moment ago.
+    pub(crate) last_write: Option<Time>,
+    /// How many rounds in a row had a refused write.
+    pub(crate) failures: u32,
+    /// Why the API refused a write of the last round, if it did for a reason that lies in the write itself.
+    pub(crate) last_fault: Option<String>,
+}
+
+/// The queue of all controllers.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    entries: BTreeMap<Job, Entry>,
+    order: BTreeSet<(Time, Job)>,
+    /// Keys that wait for their own writes to be seen.
+    unseen: BTreeSet<Job>,
+    /// Keys that are forgotten at a time, if they are idle then.
+    fading: BTreeSet<(Time, Job)>,
+}
+
+impl Queue {
+    /// Asks for a key to be looked at, at `at` or as soon as it may run.
+    pub(crate) fn add(&mut self, job: Job, at: Time) {
+        let entry = self.entries.entry(job.clone()).or_default();
+        let at = at.max(entry.not_before);
+        if entry.due.is_some_and(|due| due <= at) {
+            return;
+        }
+        if let Some(due) = entry.due.replace(at) {
+            self.order.remove(&(due, job.clone()));
+        }
+        if !entry.blocked() {
+            self.order.insert((at, job));
+        }
+    }
+
+    /// The next key that may run at `now`.
+    pub(crate) fn pop(&mut self, now: Time) -> Option<(Job, History)> {
+        if self.order.first()?.0 > now {
+            return None;
+        }
+        let (_, job) = self.order.pop_first()?;
+        let entry = self.entries.get_mut(&job)?;
+        entry.due = None;
+        let last_fault = entry.last_fault.take();
+        if !std::mem::take(&mut entry.round_failed) {
+            entry.failures = 0;
+        }
+        let history = History { last_write: entry.last_write, failures: entry.failures, last_fault };
+        Some((job, history))
+    }
+
+    /// Tells how a run ended: how many writes it asked for. Called after each [`pop`](Self::pop).
+    pub(crate) fn ran(&mut self, job: &Job, writes: u32, now: Time) {
+        let Some(entry) = self.entries.get_mut(job) else { return };
+        if writes == 0 {
+            entry.failures = 0;
+            if entry.is_idle(now) {
+                self.entries.remove(job);
+            } else {
+                self.fading.insert((now + LAST_WRITE_KEPT_MS + 1, job.clone()));
+            }
+            return;
+        }
+        entry.in_flight = writes;
+        entry.last_write = Some(now);
+        if let Some(due) = entry.due {
+            self.order.remove(&(due, job.clone()));
+        }
+    }
+
+    /// Takes the result of one write; `at` is what it wrote.
+    pub(crate) fn written(
+        &mut self,
+        job: &Job,
+        at: Result<Option<(Key, Revision)>, WriteFault>,
+        cache: &Cache,
+        now: Time,
+    ) {
+        let Some(entry) = self.entries.get_mut(job) else { return };
+        entry.in_flight = entry.in_flight.saturating_sub(1);
+        match at {
+            Ok(Some((key, revision))) if !cache.holds(&key, revision) => {
+                entry.unseen.push((key, revision));
+                entry.unseen_since = now;
+                self.unseen.insert(job.clone());
+            }
+            Ok(_) => {}
+            Err(fault) => {
+                entry.round_failed = true;
+                if let WriteFault::Invalid(why) | WriteFault::Other(why) = fault {
+                    entry.last_fault = Some(why);
+                }
+                // Several writes of one round that are refused count once.
+                if entry.not_before <= now {
+                    let wait = BACKOFF_FIRST_MS.saturating_mul(1 << entry.failures.min(16)).min(BACKOFF_MAX_MS);
+                    entry.failures = entry.failures.saturating_add(1);
+                    entry.not_before = now + wait;
+                }
+                let at = entry.not_before;
+                entry.due = Some(entry.due.map_or(at, |due| due.max(at)));
+            }
+        }
+        self.release(job);
+    }
+
+    /// Whether a key's own writes have all come back since [`settle`](Self::settle) was called.
+    pub(crate) fn has_settled(&self, cache: &Cache) -> bool {
+        let settled = |entry: &Entry| entry.unseen.iter().all(|(key, revision)| cache.holds(key, *revision));
+        self.unseen.iter().filter_map(|job| self.entries.get(job)).any(settled)
+    }
+
+    /// Lets keys run whose own writes have come back, or have been waited for long enough.
+    pub(crate) fn settle(&mut self, cache: &Cache, now: Time) {
+        for job in std::mem::take(&mut self.unseen) {
+            let Some(entry) = self.entries.get_mut(&job) else { continue };
+            entry.unseen.retain(|(key, revision)| !cache.holds(key, *revision));
+            if now.ms_since(entry.unseen_since) >= OWN_WRITE_WAIT_MAX_MS {
+                entry.unseen.clear();
+            }
+            if entry.unseen.is_empty() {
+                self.release(&job);
+            } else {
+                self.unseen.insert(job);
+            }
+        }
+    }
+
+    /// Forgets keys that nothing is to be remembered of.
+    pub(crate) fn forget(&mut self, now: Time) {
+        while self.fading.first().is_some_and(|(at, _)| *at <= now) {
+            if let Some((_, job)) = self.fading.pop_first()
+                && self.entries.get(&job).is_some_and(|entry| entry.is_idle(now))
+            {
+                self.entries.remove(&job);
+            }
+        }
+    }
+
+    fn release(&mut self, job: &Job) {
+        if let Some(entry) = self.entries.get(job)
+            && !entry.blocked()
+            && let Some(due) = entry.due
+        {
+            self.order.insert((due, job.clone()));
+        }
+    }
+
+    /// When [`pop`](Self::pop) or [`settle`](Self::settle) has something to do next.
+    pub(crate) fn next(&self) -> Option<Time> {
+        let unseen = self.unseen.iter().filter_map(|job| self.entries.get(job));
+        let overdue = unseen.map(|entry| entry.unseen_since + OWN_WRITE_WAIT_MAX_MS).min();
+        let due = self.order.first().map(|(due, _)| *due);
+        [due, overdue].into_iter().flatten().min()
+    }
+}

@@ -1,0 +1,27 @@
+//! Where a pod can go: each rule says why not.
+
+mod affinity;
+mod fit;
+mod taints;
+mod unschedulable;
+
+use super::account::NodeInfo;
+use super::needs::Needs;
+
+/// A rule: appends the reasons why the pod cannot go to the node.
+type Rule = fn(&Needs, &NodeInfo<'_>, &mut Vec<String>);
+
+/// In the order in which they are asked; the first that objects ends the matter.
+const RULES: [Rule; 4] = [unschedulable::check, taints::check, affinity::check, fit::check];
+
+/// Why the pod cannot go to the node; empty when it can.
+pub(super) fn reasons(needs: &Needs, node: &NodeInfo<'_>) -> Vec<String> {
+    let mut reasons = Vec::new();
+    for rule in RULES {
+        rule(needs, node, &mut reasons);
+        if !reasons.is_empty() {
+            break;
+        }
+    }
+    reasons
+}
