@@ -87,11 +87,7 @@ impl Tail {
 }
 
 pub(crate) fn to_engine(index: u64, term: u64, data: Bytes) -> eraftpb::Entry {
-    let mut entry = eraftpb::Entry::default();
-    entry.index = index;
-    entry.term = term;
-    entry.data = data;
-    entry
+    eraftpb::Entry { index, term, data, ..eraftpb::Entry::default() }
 }
 
 impl Storage for Tail {
