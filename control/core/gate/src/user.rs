@@ -1,0 +1,52 @@
+//! Who asks.
+
+/// An authenticated (or anonymous) caller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// The name: a certificate's CN, `system:bootstrap:<id>`, or `system:anonymous`.
+    pub name: String,
+    /// The groups, with `system:authenticated` or `system:unauthenticated` at the end.
+    pub groups: Vec<String>,
+}
+
+/// May do everything.
+pub const MASTERS: &str = "system:masters";
+/// Node agents.
+pub const NODES: &str = "system:nodes";
+/// Holders of a join token.
+pub const BOOTSTRAPPERS: &str = "system:bootstrappers";
+/// Everyone with a valid credential.
+pub const AUTHENTICATED: &str = "system:authenticated";
+/// Everyone without.
+pub const UNAUTHENTICATED: &str = "system:unauthenticated";
+/// What the name of a node's user starts with.
+pub const NODE_USER_PREFIX: &str = "system:node:";
+
+impl User {
+    /// A caller with a verified name and groups.
+    pub fn authenticated(name: impl Into<String>, groups: impl IntoIterator<Item = String>) -> User {
+        let mut groups: Vec<String> = groups.into_iter().collect();
+        groups.push(AUTHENTICATED.to_owned());
+        User { name: name.into(), groups }
+    }
+
+    /// A caller without a credential.
+    pub fn anonymous() -> User {
+        User { name: "system:anonymous".to_owned(), groups: vec![UNAUTHENTICATED.to_owned()] }
+    }
+
+    /// A part of the control plane, acting in this process.
+    pub fn system(component: &str) -> User {
+        User::authenticated(format!("system:{component}"), [MASTERS.to_owned()])
+    }
+
+    /// Whether the caller is in a group.
+    pub fn is_in(&self, group: &str) -> bool {
+        self.groups.iter().any(|g| g == group)
+    }
+
+    /// The node that the caller is the agent of.
+    pub fn node(&self) -> Option<&str> {
+        self.is_in(NODES).then(|| self.name.strip_prefix(NODE_USER_PREFIX)).flatten()
+    }
+}

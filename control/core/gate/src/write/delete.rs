@@ -1,0 +1,140 @@
+//! DELETE: at once, gracefully (pods), or as soon as nobody's finalizer keeps the object.
+
+use super::{Context, Name, Plan, Reply, details, encode, existing, is_held, put};
+use crate::options::{DeleteOptions, Propagation};
+use dhow_api::Tree;
+use dhow_api::kinds::Kind;
+use dhow_api::meta;
+use dhow_api::status::{ApiError, success};
+use dhow_state::{Expect, Object, Op};
+use dhow_types::Uid;
+use serde_json::json;
+
+/// Plans a deletion.
+pub fn delete(ctx: &Context<'_>, kind: &Kind, name: Name<'_>, options: &DeleteOptions) -> Result<Plan, ApiError> {
+    let old = existing(ctx, kind, name)?;
+    check_preconditions(kind, name, &old, options)?;
+    let old_tree = old.tree();
+    let mut new = old_tree.clone();
+    set_propagation_finalizers(&mut new, options.propagation);
+    let grace_s = grace_s(kind, &old_tree, options.grace_s);
+    if meta::is_deleting(&old_tree) {
+        let running_s = meta::int(&old_tree, "metadata.deletionGracePeriodSeconds").unwrap_or(0);
+        // Only a shorter time may be asked for, and only by those who say one.
+        if options.grace_s.is_some() && grace_s < running_s {
+            shorten(&mut new, running_s, grace_s);
+        }
+    } else {
+        mark(ctx, &mut new, grace_s);
+    }
+    let is_over = meta::int(&new, "metadata.deletionGracePeriodSeconds").unwrap_or(0) == 0;
+    if is_over && !is_held(&new) {
+        return removal(ctx, kind, &old, new);
+    }
+    if new == old_tree {
+        return Ok(Plan::answer(Reply::Tree(new), 200));
+    }
+    let plan = Plan::write(put(old.key.clone(), &new, Expect::At(old.revision))?, Reply::Stored, 200);
+    Ok(if ctx.dry_run { plan.dry(new) } else { plan })
+}
+
+/// Plans the last step of a deletion whose finalizers are done, for the controllers.
+pub fn remove(ctx: &Context<'_>, kind: &Kind, name: Name<'_>, uid: &Uid) -> Result<Plan, ApiError> {
+    let old = existing(ctx, kind, name)?;
+    let tree = old.tree();
+    if meta::uid(&tree) != uid.as_str() {
+        return Err(ApiError::uid_mismatch(&kind.qualified(), name.name, uid.as_str(), meta::uid(&tree)));
+    }
+    if is_held(&tree) {
+        return Err(ApiError::conflict(&kind.resource(), name.name, "the object still has finalizers"));
+    }
+    removal(ctx, kind, &old, tree)
+}
+
+fn check_preconditions(kind: &Kind, name: Name<'_>, old: &Object, options: &DeleteOptions) -> Result<(), ApiError> {
+    let found = &old.index.uid;
+    if let Some(wanted) = options.uid.as_ref().filter(|wanted| *wanted != found) {
+        return Err(ApiError::uid_mismatch(&kind.qualified(), name.name, wanted, found));
+    }
+    let found = old.revision.to_string();
+    if let Some(wanted) = options.resource_version.as_ref().filter(|wanted| **wanted != found) {
+        return Err(ApiError::version_mismatch(&kind.qualified(), name.name, wanted, &found));
+    }
+    Ok(())
+}
+
+/// How long the object has to end. Only a pod that a node is running needs any time.
+fn grace_s(kind: &Kind, tree: &Tree, asked: Option<i64>) -> i64 {
+    let finished = matches!(meta::text(tree, "status.phase"), "Succeeded" | "Failed");
+    if kind.kind != "Pod" || finished || meta::text(tree, "spec.nodeName").is_empty() {
+        return 0;
+    }
+    match asked.or_else(|| meta::int(tree, "spec.terminationGracePeriodSeconds")).unwrap_or(30) {
+        // Kubernetes reads a negative time as "almost at once".
+        negative if negative < 0 => 1,
+        grace_s => grace_s,
+    }
+}
+
+fn mark(ctx: &Context<'_>, tree: &mut Tree, grace_s: i64) {
+    let end = ctx.now + u64::try_from(grace_s).unwrap_or(0).saturating_mul(1000);
+    meta::set(tree, "metadata.deletionTimestamp", end.to_rfc3339());
+    meta::set(tree, "metadata.deletionGracePeriodSeconds", grace_s);
+    let generation = meta::generation(tree);
+    if generation > 0 {
+        meta::set_generation(tree, generation + 1);
+    }
+    if meta::kind(tree) == "Namespace" {
+        meta::set(tree, "status.phase", "Terminating");
+    }
+}
+
+fn shorten(tree: &mut Tree, running_s: i64, grace_s: i64) {
+    if let Some(end) = meta::deletion_timestamp(tree) {
+        let saved_ms = u64::try_from(running_s - grace_s).unwrap_or(0).saturating_mul(1000);
+        meta::set(tree, "metadata.deletionTimestamp", (end - saved_ms).to_rfc3339());
+    }
+    meta::set(tree, "metadata.deletionGracePeriodSeconds", grace_s);
+}
+
+const ORPHAN: &str = "orphan";
+const FOREGROUND: &str = "foregroundDeletion";
+
+/// A propagation policy is kept as a finalizer, which the garbage collector takes off when it has done its part.
+fn set_propagation_finalizers(tree: &mut Tree, propagation: Option<Propagation>) {
+    let Some(propagation) = propagation else { return };
+    let wanted = match propagation {
+        Propagation::Background => None,
+        Propagation::Foreground => Some(FOREGROUND),
+        Propagation::Orphan => Some(ORPHAN),
+    };
+    let before = meta::finalizers(tree);
+    let mut finalizers: Vec<&str> =
+        before.iter().copied().filter(|name| Some(*name) == wanted || ![ORPHAN, FOREGROUND].contains(name)).collect();
+    finalizers.extend(wanted.filter(|wanted| !finalizers.contains(wanted)));
+    if finalizers == before {
+        return;
+    }
+    if finalizers.is_empty() {
+        meta::remove(tree, "metadata.finalizers");
+    } else {
+        let finalizers = json!(finalizers);
+        meta::set(tree, "metadata.finalizers", finalizers);
+    }
+}
+
+/// Kinds whose deletion answers with the object; the others answer with a `Status`, as upstream does.
+const ANSWERS_WITH_OBJECT: [&str; 3] = ["Pod", "Service", "ServiceAccount"];
+
+fn removal(ctx: &Context<'_>, kind: &Kind, old: &Object, last: Tree) -> Result<Plan, ApiError> {
+    let reply = if ANSWERS_WITH_OBJECT.contains(&kind.kind) {
+        Reply::Tree(last.clone())
+    } else {
+        Reply::Tree(success(&details(kind, &last)))
+    };
+    if ctx.dry_run {
+        return Ok(Plan::answer(reply, 200));
+    }
+    let op = Op::Delete { key: old.key.clone(), expect: Expect::At(old.revision), last: Some(encode(last)?) };
+    Ok(Plan::write(op, reply, 200))
+}

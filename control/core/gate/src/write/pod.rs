@@ -1,0 +1,77 @@
+//! What is done to pods by verbs of their own: binding and eviction.
+
+use super::{Context, Name, Plan, Reply, delete, existing, put};
+use crate::options::{self, DeleteOptions};
+use dhow_api::Tree;
+use dhow_api::kinds::Kind;
+use dhow_api::meta;
+use dhow_api::status::{ApiError, Details, success};
+use dhow_state::Expect;
+use dhow_types::Time;
+use serde_json::json;
+
+/// Plans the binding of a pod to the node that a `Binding` names; a pod is bound once.
+pub fn bind(ctx: &Context<'_>, kind: &Kind, name: Name<'_>, binding: &Tree) -> Result<Plan, ApiError> {
+    let node = meta::text(binding, "target.name");
+    let target_kind = meta::text(binding, "target.kind");
+    if node.is_empty() {
+        return Err(ApiError::bad_request("the target of a binding names a node"));
+    }
+    if !target_kind.is_empty() && target_kind != "Node" {
+        return Err(ApiError::bad_request(format!("the target of a binding is a Node, not a {target_kind}")));
+    }
+    let old = existing(ctx, kind, name)?;
+    let mut pod = old.tree();
+    let refuse = |why: String| Err(ApiError::conflict("pods/binding", name.name, &why));
+    let uid = meta::uid(binding);
+    if !uid.is_empty() && uid != meta::uid(&pod) {
+        return Err(ApiError::uid_mismatch(&kind.qualified(), name.name, uid, meta::uid(&pod)));
+    }
+    if meta::is_deleting(&pod) {
+        return refuse(format!("pod {} is being deleted, cannot be assigned to a host", name.name));
+    }
+    match meta::text(&pod, "spec.nodeName") {
+        "" => {}
+        taken => return refuse(format!("pod {} is already assigned to node \"{taken}\"", name.name)),
+    }
+    meta::set(&mut pod, "spec.nodeName", node);
+    for (key, value) in meta::annotations(binding) {
+        meta::set_annotation(&mut pod, key, value);
+    }
+    set_scheduled(&mut pod, ctx.now);
+    let reply = Reply::Tree(json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201,
+    }));
+    let plan = Plan::write(put(old.key.clone(), &pod, Expect::At(old.revision))?, reply, 201);
+    Ok(if ctx.dry_run { plan.dry(pod) } else { plan })
+}
+
+/// Makes the condition `PodScheduled` true, and keeps the others.
+fn set_scheduled(pod: &mut Tree, now: Time) {
+    let mut conditions = meta::list(pod, "status.conditions").to_vec();
+    conditions.retain(|condition| meta::text(condition, "type") != "PodScheduled");
+    conditions.push(json!({
+        "type": "PodScheduled", "status": "True", "lastTransitionTime": now.to_rfc3339(),
+    }));
+    meta::set(pod, "status.conditions", conditions);
+}
+
+/// Plans an eviction: a deletion that disruption budgets will have a say in.
+pub fn evict(
+    ctx: &Context<'_>,
+    kind: &Kind,
+    name: Name<'_>,
+    eviction: &Tree,
+    query: &crate::request::Query<'_>,
+) -> Result<Plan, ApiError> {
+    let given = meta::name(eviction);
+    if !given.is_empty() && given != name.name {
+        return Err(ApiError::bad_request("name in URL does not match name in Eviction object"));
+    }
+    let options: DeleteOptions = options::delete_options(query, meta::at(eviction, "deleteOptions"))?;
+    let ctx = Context { dry_run: ctx.dry_run || options.dry_run, ..*ctx };
+    let mut plan = delete(&ctx, kind, name, &options)?;
+    plan.reply = Reply::Tree(success(&Details::default()));
+    plan.code = 201;
+    Ok(plan)
+}

@@ -1,0 +1,553 @@
+//! A small cluster in memory: requests as tables, answers as they would be seen.
+
+use super::*;
+use crate::list::list;
+use crate::media::PatchType;
+use crate::options::{self, DeleteOptions, Propagation, delete_options};
+use crate::request::Query;
+use crate::watch::{EventType, event};
+use dhow_api::decode::Validation;
+use dhow_api::kinds;
+use dhow_state::HistoryMax;
+use serde_json::json;
+
+struct Cluster {
+    state: State,
+    index: u64,
+    now: Time,
+    seed: u64,
+    dry_run: bool,
+}
+
+impl Cluster {
+    fn new() -> Cluster {
+        let now = Time::parse("2026-01-01T12:00:00Z").unwrap();
+        let state = State::new(HistoryMax::default());
+        let mut cluster = Cluster { state, index: 0, now, seed: 1, dry_run: false };
+        cluster.create("namespaces", json!({"metadata": {"name": "default"}})).unwrap();
+        cluster
+    }
+
+    fn run(&mut self, plan: impl FnOnce(&Context<'_>) -> Result<Plan, ApiError>) -> Result<Tree, ApiError> {
+        self.seed += 1;
+        let context = Context {
+            view: &self.state,
+            now: self.now,
+            seed: self.seed,
+            services: ServiceRanges::parse("10.43.0.0/16").unwrap(),
+            dry_run: self.dry_run,
+        };
+        let plan = plan(&context)?;
+        let mut stored = None;
+        if let Some(txn) = plan.txn {
+            self.index += 1;
+            stored = self.state.apply(self.index, &txn).unwrap().objects.into_iter().next();
+        }
+        Ok(match plan.reply {
+            Reply::Stored => stored.unwrap().tree(),
+            Reply::StoredScale => scale_of(&stored.unwrap().tree()),
+            Reply::Object(object) => object.tree(),
+            Reply::Tree(tree) => tree,
+        })
+    }
+
+    fn create(&mut self, resource: &str, tree: Tree) -> Result<Tree, ApiError> {
+        let kind = kinds::by_group_resource(resource).unwrap();
+        let namespace = match meta::namespace(&tree) {
+            "" if kind.namespaced => "default".to_owned(),
+            namespace => namespace.to_owned(),
+        };
+        self.run(|ctx| super::create(ctx, kind, &namespace, tree))
+    }
+
+    fn update(&mut self, resource: &str, name: &str, tree: Tree) -> Result<Tree, ApiError> {
+        let kind = kinds::by_group_resource(resource).unwrap();
+        let namespace = if kind.namespaced { "default" } else { "" };
+        self.run(|ctx| super::update(ctx, kind, Name { namespace, name }, tree))
+    }
+
+    fn patch(&mut self, resource: &str, name: &str, ty: PatchType, body: Tree) -> Result<Tree, ApiError> {
+        let kind = kinds::by_group_resource(resource).unwrap();
+        let namespace = if kind.namespaced { "default" } else { "" };
+        let patch = Patch { ty, body: &body, validation: Validation::Strict, of_status: false };
+        self.run(|ctx| super::patch(ctx, kind, Name { namespace, name }, patch))
+    }
+
+    fn merge(&mut self, resource: &str, name: &str, body: Tree) -> Result<Tree, ApiError> {
+        self.patch(resource, name, PatchType::Merge, body)
+    }
+
+    fn delete(&mut self, resource: &str, name: &str, options: &DeleteOptions) -> Result<Tree, ApiError> {
+        let kind = kinds::by_group_resource(resource).unwrap();
+        let namespace = if kind.namespaced { "default" } else { "" };
+        self.run(|ctx| super::delete(ctx, kind, Name { namespace, name }, options))
+    }
+
+    fn get(&self, resource: &str, name: &str) -> Option<Tree> {
+        let kind = kinds::by_group_resource(resource).unwrap();
+        let namespace = if kind.namespaced { "default" } else { "" };
+        self.state.get(&Key::new(resource, namespace, name)).map(|object| object.tree())
+    }
+}
+
+fn config_map(name: &str) -> Tree {
+    json!({"metadata": {"name": name}, "data": {"a": "1"}})
+}
+
+fn pod(name: &str) -> Tree {
+    json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "hello:1.0"}]}})
+}
+
+fn service(name: &str, spec: Tree) -> Tree {
+    let mut service = json!({"metadata": {"name": name}, "spec": {"ports": [{"port": 80}]}});
+    for (key, value) in spec.as_object().unwrap() {
+        service["spec"][key] = value.clone();
+    }
+    service
+}
+
+fn refusal(result: Result<Tree, ApiError>) -> String {
+    let error = result.unwrap_err();
+    format!("{} {} {}", error.code, error.reason.as_str(), error.message)
+}
+
+#[test]
+fn a_new_object_gets_what_the_server_gives() {
+    let mut cluster = Cluster::new();
+    let tree = cluster.create("configmaps", config_map("a")).unwrap();
+    assert_eq!(meta::api_version(&tree), "v1");
+    assert_eq!(meta::kind(&tree), "ConfigMap");
+    assert_eq!(meta::namespace(&tree), "default");
+    assert_eq!(meta::resource_version(&tree), "2");
+    assert_eq!(meta::text(&tree, "metadata.creationTimestamp"), "2026-01-01T12:00:00Z");
+    assert_eq!(meta::uid(&tree).len(), 36);
+    assert_eq!(tree.as_object().unwrap().keys().next().unwrap(), "apiVersion");
+    let generated = cluster.create("configmaps", json!({"metadata": {"generateName": "x-"}})).unwrap();
+    assert_eq!(meta::name(&generated).len(), 7);
+    let deployment = json!({"metadata": {"name": "d"}, "spec": {
+        "selector": {"matchLabels": {"app": "d"}},
+        "template": {"metadata": {"labels": {"app": "d"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}},
+    }, "status": {"replicas": 5}});
+    let deployment = cluster.create("deployments.apps", deployment).unwrap();
+    assert_eq!(meta::generation(&deployment), 1);
+    assert_eq!(meta::int(&deployment, "status.replicas"), None);
+}
+
+#[test]
+fn creation_is_refused_in_the_usual_words() {
+    let mut cluster = Cluster::new();
+    cluster.create("configmaps", config_map("a")).unwrap();
+    cluster.create("namespaces", json!({"metadata": {"name": "going"}})).unwrap();
+    let kind = kinds::by_group_resource("namespaces").unwrap();
+    let name = Name { namespace: "", name: "going" };
+    cluster.run(|ctx| super::delete(ctx, kind, name, &DeleteOptions::default())).unwrap();
+    for (tree, want) in [
+        (config_map("a"), "409 AlreadyExists configmaps \"a\" already exists"),
+        (
+            json!({"metadata": {"name": "b", "resourceVersion": "7"}}),
+            "500  resourceVersion should not be set on objects to be created",
+        ),
+        (json!({"metadata": {"name": "b", "namespace": "nope"}}), "404 NotFound namespaces \"nope\" not found"),
+        (
+            json!({"metadata": {"name": "b", "namespace": "going"}}),
+            "403 Forbidden configmaps \"b\" is forbidden: unable to create new content in namespace going because it \
+             is being terminated",
+        ),
+        (
+            json!({"metadata": {}}),
+            "422 Invalid ConfigMap \"\" is invalid: metadata.name: Required value: name or generateName is required",
+        ),
+        (
+            json!({"apiVersion": "v2", "kind": "ConfigMap", "metadata": {"name": "b"}}),
+            "400 BadRequest the API version in the data (v2) does not match the expected API version (v1)",
+        ),
+    ] {
+        assert_eq!(refusal(cluster.create("configmaps", tree)), want);
+    }
+}
+
+#[test]
+fn an_update_knows_its_version() {
+    let mut cluster = Cluster::new();
+    let old = cluster.create("configmaps", config_map("a")).unwrap();
+    let mut new = old.clone();
+    new["data"]["a"] = "2".into();
+    let updated = cluster.update("configmaps", "a", new.clone()).unwrap();
+    assert_eq!(meta::resource_version(&updated), "3");
+    assert_eq!(meta::uid(&updated), meta::uid(&old));
+    // The same content again writes nothing.
+    let again = cluster.update("configmaps", "a", updated.clone()).unwrap();
+    assert_eq!(again, updated);
+    assert_eq!(cluster.state.revision().0, 3);
+    let blind = cluster.update("configmaps", "a", config_map("a")).unwrap();
+    assert_eq!(meta::resource_version(&blind), "4");
+    for (name, tree, want) in [
+        (
+            "a",
+            new,
+            "409 Conflict Operation cannot be fulfilled on configmaps \"a\": the object has been modified; please apply \
+             your changes to the latest version and try again",
+        ),
+        ("b", config_map("b"), "404 NotFound configmaps \"b\" not found"),
+        ("b", config_map("a"), "400 BadRequest the name of the object (a) does not match the name on the URL (b)"),
+    ] {
+        assert_eq!(refusal(cluster.update("configmaps", name, tree)), want);
+    }
+}
+
+#[test]
+fn patches_of_all_three_kinds() {
+    let mut cluster = Cluster::new();
+    cluster.create("configmaps", config_map("a")).unwrap();
+    let merged = cluster.merge("configmaps", "a", json!({"data": {"b": "2"}})).unwrap();
+    assert_eq!(merged["data"], json!({"a": "1", "b": "2"}));
+    let version = meta::resource_version(&merged).to_owned();
+    let same = cluster.merge("configmaps", "a", json!({"data": {"b": "2"}})).unwrap();
+    assert_eq!(meta::resource_version(&same), version);
+    let ops = json!([{"op": "remove", "path": "/data/a"}]);
+    let patched = cluster.patch("configmaps", "a", PatchType::Json, ops).unwrap();
+    assert_eq!(patched["data"], json!({"b": "2"}));
+    cluster.create("pods", pod("p")).unwrap();
+    let body = json!({"metadata": {"labels": {"x": "1"}}});
+    let labelled = cluster.patch("pods", "p", PatchType::Strategic, body).unwrap();
+    assert_eq!(meta::label(&labelled, "x"), Some("1"));
+    for (body, want) in [
+        (
+            json!({"metadata": {"name": "q"}}),
+            "400 BadRequest the name of the object (q) does not match the name on the URL (a)",
+        ),
+        (
+            json!({"metadata": {"uid": "q"}}),
+            "422 Invalid ConfigMap \"a\" is invalid: metadata.uid: Invalid value: \"q\": field is immutable",
+        ),
+        (
+            json!({"metadata": {"resourceVersion": "1"}, "data": {"c": "3"}}),
+            "409 Conflict Operation cannot be fulfilled on configmaps \"a\": the object has been modified; please apply \
+             your changes to the latest version and try again",
+        ),
+    ] {
+        assert_eq!(refusal(cluster.merge("configmaps", "a", body)), want);
+    }
+}
+
+#[test]
+fn a_status_and_the_rest_do_not_touch_each_other() {
+    let mut cluster = Cluster::new();
+    let created = cluster.create("pods", pod("p")).unwrap();
+    let kind = kinds::by_group_resource("pods").unwrap();
+    let name = Name { namespace: "default", name: "p" };
+    let mut new = created.clone();
+    new["status"] = json!({"phase": "Running"});
+    new["spec"]["containers"][0]["image"] = "other".into();
+    let updated = cluster.run(|ctx| update_status(ctx, kind, name, new)).unwrap();
+    assert_eq!(meta::text(&updated, "status.phase"), "Running");
+    assert_eq!(updated["spec"], created["spec"]);
+    let mut new = updated.clone();
+    new["status"] = json!({"phase": "Failed"});
+    new["metadata"]["labels"] = json!({"a": "b"});
+    let updated = cluster.update("pods", "p", new).unwrap();
+    assert_eq!(meta::text(&updated, "status.phase"), "Running");
+    assert_eq!(meta::label(&updated, "a"), Some("b"));
+}
+
+#[test]
+fn a_running_pod_is_deleted_gracefully() {
+    let mut cluster = Cluster::new();
+    cluster.create("pods", pod("waiting")).unwrap();
+    cluster.delete("pods", "waiting", &DeleteOptions::default()).unwrap();
+    assert_eq!(cluster.get("pods", "waiting"), None, "a pod that no node has goes at once");
+
+    cluster.create("pods", pod("p")).unwrap();
+    let kind = kinds::by_group_resource("pods").unwrap();
+    let name = Name { namespace: "default", name: "p" };
+    let binding = json!({"target": {"kind": "Node", "name": "n1"}});
+    cluster.run(|ctx| bind(ctx, kind, name, &binding)).unwrap();
+    assert_eq!(
+        refusal(cluster.run(|ctx| bind(ctx, kind, name, &binding))),
+        "409 Conflict Operation cannot be fulfilled on pods/binding \"p\": pod p is already assigned to node \"n1\""
+    );
+    let going = cluster.delete("pods", "p", &DeleteOptions::default()).unwrap();
+    assert_eq!(meta::text(&going, "metadata.deletionTimestamp"), "2026-01-01T12:00:30Z");
+    assert_eq!(meta::int(&going, "metadata.deletionGracePeriodSeconds"), Some(30));
+    let again = cluster.delete("pods", "p", &DeleteOptions::default()).unwrap();
+    assert_eq!(again, going, "a second wish changes nothing");
+    let longer = DeleteOptions { grace_s: Some(60), ..DeleteOptions::default() };
+    assert_eq!(cluster.delete("pods", "p", &longer).unwrap(), going, "time is never added");
+    let shorter = DeleteOptions { grace_s: Some(5), ..DeleteOptions::default() };
+    let going = cluster.delete("pods", "p", &shorter).unwrap();
+    assert_eq!(meta::text(&going, "metadata.deletionTimestamp"), "2026-01-01T12:00:05Z");
+    let now = DeleteOptions { grace_s: Some(0), ..DeleteOptions::default() };
+    cluster.delete("pods", "p", &now).unwrap();
+    assert_eq!(cluster.get("pods", "p"), None);
+}
+
+#[test]
+fn finalizers_keep_an_object() {
+    let mut cluster = Cluster::new();
+    cluster.create("configmaps", json!({"metadata": {"name": "a", "finalizers": ["ex.io/f"]}})).unwrap();
+    let going = cluster.delete("configmaps", "a", &DeleteOptions::default()).unwrap();
+    assert_eq!(meta::int(&going, "metadata.deletionGracePeriodSeconds"), Some(0));
+    assert_eq!(
+        refusal(cluster.merge("configmaps", "a", json!({"metadata": {"finalizers": ["ex.io/f", "ex.io/g"]}}))),
+        "422 Invalid ConfigMap \"a\" is invalid: metadata.finalizers: Forbidden: no new finalizers can be added if the \
+         object is being deleted, found new finalizers []string{\"ex.io/g\"}"
+    );
+    let last = cluster.merge("configmaps", "a", json!({"metadata": {"finalizers": null}})).unwrap();
+    assert_eq!(meta::kind(&last), "ConfigMap");
+    assert_eq!(meta::resource_version(&last), meta::resource_version(&going), "the last form keeps its version");
+    assert_eq!(cluster.get("configmaps", "a"), None);
+
+    cluster.create("configmaps", config_map("b")).unwrap();
+    let foreground = DeleteOptions { propagation: Some(Propagation::Foreground), ..DeleteOptions::default() };
+    let going = cluster.delete("configmaps", "b", &foreground).unwrap();
+    assert_eq!(meta::finalizers(&going), ["foregroundDeletion"]);
+    let background = DeleteOptions { propagation: Some(Propagation::Background), ..DeleteOptions::default() };
+    let status = cluster.delete("configmaps", "b", &background).unwrap();
+    assert_eq!(meta::kind(&status), "Status");
+    assert_eq!(cluster.get("configmaps", "b"), None);
+}
+
+#[test]
+fn deletions_know_their_preconditions() {
+    let mut cluster = Cluster::new();
+    let tree = cluster.create("configmaps", config_map("a")).unwrap();
+    let uid = DeleteOptions { uid: Some("x".to_owned()), ..DeleteOptions::default() };
+    assert_eq!(
+        refusal(cluster.delete("configmaps", "a", &uid)),
+        format!(
+            "409 Conflict Operation cannot be fulfilled on ConfigMap \"a\": the UID in the precondition (x) does not \
+             match the UID in record ({}). The object might have been deleted and then recreated",
+            meta::uid(&tree)
+        )
+    );
+    let version = DeleteOptions { resource_version: Some("1".to_owned()), ..DeleteOptions::default() };
+    assert_eq!(
+        refusal(cluster.delete("configmaps", "a", &version)),
+        "409 Conflict Operation cannot be fulfilled on ConfigMap \"a\": the ResourceVersion in the precondition (1) \
+         does not match the ResourceVersion in record (2). The object might have been modified"
+    );
+    let bad = delete_options(&Query::parse("propagationPolicy=Foo"), None).unwrap_err();
+    assert_eq!(
+        bad.message,
+        "DeleteOptions.meta.k8s.io \"\" is invalid: propagationPolicy: Unsupported value: \"Foo\": supported values: \
+         \"Foreground\", \"Background\", \"Orphan\", \"nil\""
+    );
+    cluster.dry_run = true;
+    cluster.delete("configmaps", "a", &DeleteOptions::default()).unwrap();
+    assert!(cluster.get("configmaps", "a").is_some(), "a dry run deletes nothing");
+}
+
+#[test]
+fn a_namespace_goes_when_its_content_is_gone() {
+    let mut cluster = Cluster::new();
+    let kind = kinds::by_group_resource("namespaces").unwrap();
+    let name = Name { namespace: "", name: "default" };
+    let going = cluster.delete("namespaces", "default", &DeleteOptions::default()).unwrap();
+    assert_eq!(meta::text(&going, "status.phase"), "Terminating");
+    assert_eq!(meta::list(&going, "spec.finalizers"), [json!("kubernetes")]);
+    let mut done = going.clone();
+    done["spec"]["finalizers"] = json!([]);
+    cluster.run(|ctx| finalize(ctx, kind, name, done)).unwrap();
+    assert_eq!(cluster.get("namespaces", "default"), None);
+}
+
+#[test]
+fn services_get_addresses_and_ports() {
+    let mut cluster = Cluster::new();
+    let first = cluster.create("services", service("a", json!({"clusterIP": "10.43.0.7"}))).unwrap();
+    assert_eq!(first["spec"]["clusterIPs"], json!(["10.43.0.7"]));
+    let second = cluster.create("services", service("b", json!({"type": "NodePort"}))).unwrap();
+    let ip: Ipv4Addr = meta::text(&second, "spec.clusterIP").parse().unwrap();
+    assert_eq!(ip.octets()[..2], [10, 43]);
+    let port = second["spec"]["ports"][0]["nodePort"].as_i64().unwrap();
+    assert!((30000..=32767).contains(&port));
+    let headless = cluster.create("services", service("c", json!({"clusterIP": "None"}))).unwrap();
+    assert_eq!(headless["spec"]["clusterIP"], "None");
+    let external = json!({"type": "ExternalName", "externalName": "example.com"});
+    let external = cluster.create("services", service("d", external)).unwrap();
+    assert_eq!(meta::at(&external, "spec.clusterIP"), None);
+    let node_port = |port: i64| json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": port}]});
+    for (spec, want) in [
+        (
+            json!({"clusterIP": "10.43.0.7"}),
+            "422 Invalid Service \"e\" is invalid: spec.clusterIPs: Invalid value: [\"10.43.0.7\"]: failed to allocate \
+             IP 10.43.0.7: provided IP is already allocated"
+                .to_owned(),
+        ),
+        (
+            json!({"clusterIP": "10.1.0.7"}),
+            "422 Invalid Service \"e\" is invalid: spec.clusterIPs: Invalid value: [\"10.1.0.7\"]: failed to allocate \
+             IP 10.1.0.7: the provided IP (10.1.0.7) is not in the valid range. The range of valid IPs is 10.43.0.0/16"
+                .to_owned(),
+        ),
+        (
+            node_port(port),
+            format!(
+                "422 Invalid Service \"e\" is invalid: spec.ports[0].nodePort: Invalid value: {port}: provided port is \
+                 already allocated"
+            ),
+        ),
+        (
+            node_port(80),
+            "422 Invalid Service \"e\" is invalid: spec.ports[0].nodePort: Invalid value: 80: provided port is not in \
+             the valid range. The range of valid ports is 30000-32767"
+                .to_owned(),
+        ),
+    ] {
+        assert_eq!(refusal(cluster.create("services", service("e", spec))), want);
+    }
+    // What the server chose stays when a client leaves it out.
+    let mut again = service("b", json!({"type": "NodePort"}));
+    again["spec"]["selector"] = json!({"app": "b"});
+    let updated = cluster.update("services", "b", again).unwrap();
+    assert_eq!(updated["spec"]["clusterIP"], second["spec"]["clusterIP"]);
+    assert_eq!(updated["spec"]["ports"], second["spec"]["ports"]);
+    let narrowed = cluster.merge("services", "b", json!({"spec": {"type": "ClusterIP"}})).unwrap();
+    assert_eq!(meta::at(&narrowed["spec"]["ports"][0], "nodePort"), None);
+}
+
+#[test]
+fn a_scale_reads_and_writes_replicas() {
+    let mut cluster = Cluster::new();
+    let deployment = json!({"metadata": {"name": "d"}, "spec": {
+        "replicas": 1,
+        "selector": {"matchLabels": {"app": "d", "a": "b"}},
+        "template": {"metadata": {"labels": {"app": "d", "a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]}},
+    }});
+    cluster.create("deployments.apps", deployment).unwrap();
+    let kind = kinds::by_group_resource("deployments.apps").unwrap();
+    let name = Name { namespace: "default", name: "d" };
+    let body = json!({"spec": {"replicas": 3}});
+    let patch = Patch { ty: PatchType::Merge, body: &body, validation: Validation::Strict, of_status: false };
+    let scale = cluster.run(|ctx| patch_scale(ctx, kind, name, patch)).unwrap();
+    assert_eq!(scale["spec"]["replicas"], 3);
+    assert_eq!(scale["status"]["selector"], "a=b,app=d");
+    let deployment = cluster.get("deployments.apps", "d").unwrap();
+    assert_eq!((meta::int(&deployment, "spec.replicas"), meta::generation(&deployment)), (Some(3), 2));
+    let body = json!({"spec": {"replicas": -1}});
+    let patch = Patch { body: &body, ..patch };
+    assert_eq!(
+        refusal(cluster.run(|ctx| patch_scale(ctx, kind, name, patch))),
+        "422 Invalid Scale.autoscaling \"d\" is invalid: spec.replicas: Invalid value: -1: must be greater than or \
+         equal to 0"
+    );
+}
+
+#[test]
+fn pages_of_a_list_show_one_state() {
+    let mut cluster = Cluster::new();
+    for name in ["a", "b", "c", "d", "e"] {
+        cluster.create("configmaps", config_map(name)).unwrap();
+    }
+    let kind = kinds::by_group_resource("configmaps").unwrap();
+    let read = |cluster: &Cluster, query: &str| {
+        let options = options::list_options(kind, &Query::parse(query)).unwrap();
+        list(&cluster.state, kind, Some("default"), &options)
+    };
+    let names = |page: &crate::list::Page| page.items.iter().map(|o| o.key.name.to_string()).collect::<Vec<_>>();
+    let first = read(&cluster, "limit=2").unwrap();
+    assert_eq!((names(&first), first.remaining), (vec!["a".to_owned(), "b".to_owned()], Some(3)));
+    // Between the pages, one goes, one comes, one changes.
+    cluster.delete("configmaps", "c", &DeleteOptions::default()).unwrap();
+    cluster.create("configmaps", config_map("bb")).unwrap();
+    cluster.merge("configmaps", "d", json!({"data": {"a": "2"}})).unwrap();
+    let second = read(&cluster, &format!("limit=2&continue={}", first.resume.unwrap())).unwrap();
+    assert_eq!(names(&second), ["c", "d"]);
+    assert_eq!(second.revision, first.revision);
+    assert_eq!(second.items[1].tree()["data"], json!({"a": "1"}));
+    let third = read(&cluster, &format!("limit=2&continue={}", second.resume.unwrap())).unwrap();
+    assert_eq!((names(&third), third.resume), (vec!["e".to_owned()], None));
+    let exact = format!("resourceVersionMatch=Exact&resourceVersion={}", first.revision);
+    assert_eq!(names(&read(&cluster, &exact).unwrap()), ["a", "b", "c", "d", "e"]);
+    assert_eq!(names(&read(&cluster, "fieldSelector=metadata.name%3Dbb").unwrap()), ["bb"]);
+    let future = read(&cluster, "resourceVersion=99999999&resourceVersionMatch=NotOlderThan").unwrap_err();
+    assert_eq!(
+        (future.error.code, future.error.message.starts_with("Timeout: Too large resource version")),
+        (504, true)
+    );
+}
+
+#[test]
+fn who_leaves_a_selection_is_deleted_for_its_watchers() {
+    let mut cluster = Cluster::new();
+    let kind = kinds::by_group_resource("configmaps").unwrap();
+    let start = cluster.state.revision();
+    cluster.create("configmaps", config_map("a")).unwrap();
+    for label in ["x", "x", "y"] {
+        cluster.merge("configmaps", "a", json!({"metadata": {"labels": {"l": label}}, "data": {"n": label}})).unwrap();
+    }
+    cluster.merge("configmaps", "a", json!({"metadata": {"labels": {"l": "x"}}})).unwrap();
+    cluster.delete("configmaps", "a", &DeleteOptions::default()).unwrap();
+    let options = options::watch_options(kind, &Query::parse("labelSelector=l%3Dx"), "").unwrap();
+    let seen: Vec<(EventType, String)> = cluster
+        .state
+        .since(start)
+        .unwrap()
+        .filter_map(|change| event(&options.selection, change))
+        .map(|(ty, shown)| {
+            let tree = shown.tree();
+            (ty, format!("{} {}", meta::label(&tree, "l").unwrap_or("-"), meta::resource_version(&tree)))
+        })
+        .collect();
+    let want = [
+        (EventType::Added, "x 3"),
+        (EventType::Deleted, "x 4"),
+        (EventType::Added, "x 5"),
+        (EventType::Deleted, "x 6"),
+    ];
+    assert_eq!(seen, want.map(|(ty, text)| (ty, text.to_owned())));
+}
+
+#[test]
+fn bad_options_are_refused_as_upstream_does() {
+    let kind = kinds::by_group_resource("pods").unwrap();
+    for (query, watch, want) in [
+        (
+            "resourceVersion=abc",
+            false,
+            "invalid resource version: resourceVersion: Invalid value: \"abc\": strconv.ParseUint: parsing \"abc\": \
+             invalid syntax",
+        ),
+        (
+            "resourceVersionMatch=Exact",
+            false,
+            "ListOptions.meta.k8s.io \"\" is invalid: resourceVersionMatch: Forbidden: resourceVersionMatch is \
+             forbidden unless resourceVersion is provided",
+        ),
+        (
+            "sendInitialEvents=true&resourceVersionMatch=NotOlderThan",
+            false,
+            "ListOptions.meta.k8s.io \"\" is invalid: [resourceVersionMatch: Forbidden: resourceVersionMatch is \
+             forbidden unless resourceVersion is provided, sendInitialEvents: Forbidden: sendInitialEvents is \
+             forbidden for list]",
+        ),
+        (
+            "watch=1&sendInitialEvents=true",
+            true,
+            "ListOptions.meta.k8s.io \"\" is invalid: resourceVersionMatch: Forbidden: sendInitialEvents requires \
+             setting resourceVersionMatch to NotOlderThan",
+        ),
+        ("fieldSelector=spec.replicas%3D1", false, "field label not supported: spec.replicas"),
+    ] {
+        let query = Query::parse(query);
+        let error = if watch {
+            options::watch_options(kind, &query, "").unwrap_err()
+        } else {
+            options::list_options(kind, &query).unwrap_err()
+        };
+        assert_eq!(error.message, want);
+    }
+    for (query, want) in [
+        (
+            "dryRun=foo",
+            "CreateOptions.meta.k8s.io \"\" is invalid: dryRun: Unsupported value: [\"foo\"]: supported values: \"All\"",
+        ),
+        (
+            "fieldValidation=foo",
+            "CreateOptions.meta.k8s.io \"\" is invalid: fieldValidation: Unsupported value: \"foo\": supported values: \
+             \"\", \"Ignore\", \"Strict\", \"Warn\"",
+        ),
+    ] {
+        assert_eq!(options::write_options("CreateOptions", &Query::parse(query)).unwrap_err().message, want);
+    }
+}
