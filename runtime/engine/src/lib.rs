@@ -1,1 +1,33 @@
-//! Filled by its owner.
+//! Runs containers: WebAssembly programs under Wasmtime.
+//!
+//! [`Engine::load`] turns a file into a [`Program`]: it tells components from preview 1 modules, names what is missing,
+//! compiles once a digest and keeps the native code on disk. [`Engine::start`] makes a [`Container`] of a program and a
+//! specification: a command is one instance that runs to its end, an HTTP program is a listener that makes a fresh
+//! instance for each request.
+//!
+//! ```text
+//! program (inspect) → cache (compile, map) → engine (two engines, epochs, guests' threads)
+//!                                               └→ container → command | serve → meter, output → logs
+//! ```
+//!
+//! Invariants:
+//! * Guests run on threads of their own; a guest that spins, floods its log, or traps delays other guests by a tick,
+//!   and the rest of the node not at all.
+//! * Every container ends with exactly one [`Exit`](dhow_runtime_contract::Exit), whatever happens to it.
+//! * Native code is loaded only from files that this node wrote itself.
+//! * Does not know about Pods' life cycle, restarts, images, or Kubernetes.
+
+mod cache;
+mod command;
+mod container;
+mod engine;
+mod logs;
+mod meter;
+mod output;
+mod program;
+mod serve;
+mod ticker;
+
+pub use container::{Container, Io};
+pub use engine::{Config, Engine, EngineError, instances_max};
+pub use program::{LoadError, Program};

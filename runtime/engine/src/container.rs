@@ -1,0 +1,403 @@
+//! The handle to one container: what it does now, what is wished of it, how it ended.
+
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use dhow_host::{MemoryAccount, OutOfMemory, SetupError, Template};
+use dhow_runtime_contract::{ContainerSpec, EntryPoint, Exit, ExitReason, LogConfig, Usage};
+use dhow_switch::PodNet;
+use dhow_types::Time;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use wasmtime::{Trap, WasmBacktrace};
+use wasmtime_wasi::I32Exit;
+
+use crate::engine::Engine;
+use crate::logs::LogWriter;
+use crate::meter::Cpu;
+use crate::output::{BytePipe, Capture, Input, Sink};
+use crate::program::{Pre, Program};
+use crate::{command, serve};
+
+/// The exit code of a container that was stopped: 128 + SIGTERM.
+const CODE_STOPPED: i32 = 143;
+/// The exit code of a container that was killed or ran out of memory: 128 + SIGKILL.
+const CODE_KILLED: i32 = 137;
+/// The exit code of a program that gave up by itself (a Rust panic, `abort`): 128 + SIGABRT.
+const CODE_ABORTED: i32 = 134;
+/// The exit code of every other trap: 128 + SIGSEGV.
+const CODE_TRAPPED: i32 = 139;
+/// The exit code of a container that could not be started, as other container runtimes have it.
+const CODE_CANNOT_RUN: i32 = 128;
+/// Frames of a backtrace that are shown; the innermost ones tell the story.
+const FRAMES_MAX: usize = 20;
+/// How long the last lines of a container may take to reach their log before its end is reported all the same.
+const FLUSH_MAX: Duration = Duration::from_secs(5);
+
+/// Where a container's output goes to and its input comes from.
+pub enum Io {
+    /// Lines to a log file; no input.
+    Log(LogConfig),
+    /// The first bytes of both outputs into memory; no input. For probes.
+    Capture {
+        /// How many bytes are kept; the rest is dropped.
+        max_bytes: usize,
+    },
+    /// Streams of the caller's, for an interactive command.
+    Streams {
+        /// What the guest reads; `None` is an input at its end.
+        stdin: Option<Box<dyn AsyncRead + Send + Unpin>>,
+        /// What gets the guest's stdout.
+        stdout: Box<dyn AsyncWrite + Send + Unpin>,
+        /// What gets the guest's stderr.
+        stderr: Box<dyn AsyncWrite + Send + Unpin>,
+        /// Whether the guest is told that these are a terminal.
+        tty: bool,
+    },
+}
+
+/// What is wished of a container. Later wishes are never weaker than earlier ones.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Wish {
+    Run,
+    /// End in order, until then.
+    Stop(Instant),
+    Kill,
+}
+
+#[derive(Clone, Debug)]
+enum Phase {
+    Starting,
+    Running,
+    Ended { exit: Exit, ran: bool },
+}
+
+/// A container. Handles are cheap to clone; dropping them does not stop it.
+#[derive(Clone)]
+pub struct Container {
+    shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    entry: EntryPoint,
+    started_at: Time,
+    phase: watch::Sender<Phase>,
+    wish: watch::Sender<Wish>,
+    cpu: Arc<Cpu>,
+    memory: OnceLock<Arc<MemoryAccount>>,
+    capture: Option<Arc<Capture>>,
+}
+
+impl Container {
+    /// How its program is entered.
+    pub fn entry(&self) -> EntryPoint {
+        self.shared.entry
+    }
+
+    /// Waits until its instance runs, or its HTTP ports listen. `Err` if it ended without ever getting there.
+    pub async fn running(&self) -> Result<(), Exit> {
+        match self.shared.phase_that(|phase| !matches!(phase, Phase::Starting)).await {
+            Phase::Ended { exit, ran: false } => Err(exit),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends it in order. An HTTP container takes no more connections and has `grace` to answer what it has begun; a
+    /// command has no way to hear of it and ends at once.
+    pub fn stop(&self, grace: Duration) {
+        let deadline = Instant::now() + grace;
+        self.shared.wish.send_if_modified(|wish| match *wish {
+            Wish::Kill => false,
+            Wish::Stop(earlier) if earlier <= deadline => false,
+            _ => {
+                *wish = Wish::Stop(deadline);
+                true
+            }
+        });
+    }
+
+    /// Ends it at once.
+    pub fn kill(&self) {
+        self.shared.wish.send_if_modified(|wish| std::mem::replace(wish, Wish::Kill) != Wish::Kill);
+    }
+
+    /// Waits for its end.
+    pub async fn wait(&self) -> Exit {
+        loop {
+            if let Phase::Ended { exit, .. } = self.shared.phase_that(|p| matches!(p, Phase::Ended { .. })).await {
+                return exit;
+            }
+        }
+    }
+
+    /// What it has used so far.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            cpu_ns: self.shared.cpu.used_ns(),
+            memory_bytes: self.shared.memory.get().map_or(0, |account| account.held()),
+        }
+    }
+
+    /// What an [`Io::Capture`] container wrote; complete after [`wait`](Self::wait).
+    pub fn captured(&self) -> Vec<u8> {
+        self.shared.capture.as_ref().map(|capture| capture.bytes()).unwrap_or_default()
+    }
+}
+
+impl Shared {
+    async fn phase_that(&self, holds: impl FnMut(&Phase) -> bool) -> Phase {
+        let mut phases = self.phase.subscribe();
+        let phase = phases.wait_for(holds).await.map(|phase| phase.clone());
+        // The sender lives in `self`, so the wait cannot fail.
+        phase.unwrap_or(Phase::Starting)
+    }
+
+    pub(crate) fn set_running(&self) {
+        self.phase.send_replace(Phase::Running);
+    }
+
+    pub(crate) fn wishes(&self) -> watch::Receiver<Wish> {
+        self.wish.subscribe()
+    }
+
+    pub(crate) fn cpu(&self) -> &Arc<Cpu> {
+        &self.cpu
+    }
+
+    fn end(&self, end: End) {
+        self.phase.send_if_modified(|phase| {
+            let ran = match phase {
+                Phase::Starting => false,
+                Phase::Running => true,
+                Phase::Ended { .. } => return false,
+            };
+            let End { code, reason, message } = end;
+            let exit = Exit { code, reason, message, started_at: self.started_at, finished_at: now() };
+            *phase = Phase::Ended { exit, ran };
+            true
+        });
+    }
+}
+
+/// An [`Exit`] without its times.
+#[derive(Debug)]
+pub(crate) struct End {
+    pub(crate) code: i32,
+    pub(crate) reason: ExitReason,
+    pub(crate) message: String,
+}
+
+impl End {
+    pub(crate) fn completed() -> Self {
+        Self { code: 0, reason: ExitReason::Completed, message: String::new() }
+    }
+
+    pub(crate) fn cannot_run(message: String) -> Self {
+        Self { code: CODE_CANNOT_RUN, reason: ExitReason::ContainerCannotRun, message }
+    }
+
+    pub(crate) fn exited(code: i32) -> Self {
+        match code {
+            0 => Self::completed(),
+            _ => Self { code, reason: ExitReason::Error, message: String::new() },
+        }
+    }
+
+    /// The end that a wish brought about.
+    pub(crate) fn wished(wish: Wish) -> Self {
+        let code = if wish == Wish::Kill { CODE_KILLED } else { CODE_STOPPED };
+        Self { code, reason: ExitReason::Killed, message: String::new() }
+    }
+
+    /// The end of a guest that did not return by itself.
+    pub(crate) fn failed(error: &wasmtime::Error, began: bool) -> Self {
+        if let Some(exit) = error.downcast_ref::<I32Exit>() {
+            return Self::exited(exit.0);
+        }
+        if let Some(refusal) = error.downcast_ref::<OutOfMemory>() {
+            return Self { code: CODE_KILLED, reason: ExitReason::OomKilled, message: refusal.to_string() };
+        }
+        match error.downcast_ref::<Trap>() {
+            Some(Trap::UnreachableCodeReached) => {
+                Self { code: CODE_ABORTED, reason: ExitReason::Error, message: describe(error) }
+            }
+            Some(_) => Self { code: CODE_TRAPPED, reason: ExitReason::Error, message: describe(error) },
+            None if began => Self { code: CODE_TRAPPED, reason: ExitReason::Error, message: describe(error) },
+            None => Self::cannot_run(describe(error)),
+        }
+    }
+}
+
+/// A trap with its cause and the functions it happened in.
+pub(crate) fn describe(error: &wasmtime::Error) -> String {
+    let cause = match error.downcast_ref::<Trap>() {
+        Some(trap) => trap.to_string(),
+        None => error.root_cause().to_string(),
+    };
+    let mut text = cause;
+    if let Some(trace) = error.downcast_ref::<WasmBacktrace>() {
+        text.push_str("\nwasm backtrace:");
+        for (number, frame) in trace.frames().iter().take(FRAMES_MAX).enumerate() {
+            let name = frame.func_name().map_or_else(|| format!("function {}", frame.func_index()), str::to_owned);
+            text.push_str(&format!("\n  {number}: {name}"));
+        }
+        if trace.frames().len() > FRAMES_MAX {
+            text.push_str(&format!("\n  … and {} more", trace.frames().len() - FRAMES_MAX));
+        }
+    }
+    text
+}
+
+/// Waits until something other than running is wished.
+pub(crate) async fn wished(wishes: &mut watch::Receiver<Wish>) -> Wish {
+    // The reference that the wait gives holds a lock and must be gone before the next wait.
+    let wish = wishes.wait_for(|wish| *wish != Wish::Run).await.map(|wish| *wish);
+    match wish {
+        Ok(wish) => wish,
+        // Nobody is left who could wish anything.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Waits until the container is to end at once.
+pub(crate) async fn killed(wishes: &mut watch::Receiver<Wish>) {
+    let gone = wishes.wait_for(|wish| *wish == Wish::Kill).await.is_err();
+    if gone {
+        std::future::pending().await
+    }
+}
+
+pub(crate) fn start(engine: &Engine, program: &Program, spec: ContainerSpec, io: Io, net: PodNet) -> Container {
+    let (sink, input, pumps, capture) = connect(io, engine.logs());
+    let shared = Arc::new(Shared {
+        entry: program.entry(),
+        started_at: now(),
+        phase: watch::Sender::new(Phase::Starting),
+        wish: watch::Sender::new(Wish::Run),
+        cpu: Cpu::new(spec.cpu_limit_m),
+        memory: OnceLock::new(),
+        capture,
+    });
+    let container = Container { shared: shared.clone() };
+    let id = engine.register(container.clone());
+    let (engine_of_task, program) = (engine.clone(), program.clone());
+    engine.runtime().spawn(async move {
+        let engine = engine_of_task;
+        // Whatever happens below, also a panic or the end of the runtime, the container has an end.
+        let guard = EndGuard { shared: &shared, engine: &engine, id };
+        let pumps: Vec<_> = pumps.into_iter().map(|(pipe, writer)| tokio::spawn(pipe.pump(writer))).collect();
+        let end = run(&engine, &program, spec, net, input, &sink, &shared).await;
+        if end.reason == ExitReason::Error && !end.message.is_empty() {
+            sink.note(&end.message);
+        }
+        if tokio::time::timeout(FLUSH_MAX, sink.flushed()).await.is_err() {
+            tracing::warn!("the last output of a container did not reach its destination in time");
+        }
+        sink.close();
+        for pump in pumps {
+            if tokio::time::timeout(FLUSH_MAX, pump).await.is_err() {
+                tracing::debug!("an output stream was not closed in time");
+            }
+        }
+        guard.end(end);
+    });
+    container
+}
+
+async fn run(
+    engine: &Engine,
+    program: &Program,
+    spec: ContainerSpec,
+    net: PodNet,
+    input: InputSource,
+    sink: &Sink,
+    shared: &Arc<Shared>,
+) -> End {
+    let ports = spec.http_ports.clone();
+    let template = match template(spec, net).await {
+        Ok(template) => template,
+        Err(error) => return End::cannot_run(error.to_string()),
+    };
+    shared.memory.get_or_init(|| template.memory().clone());
+    match &program.inner.pre {
+        Pre::Command(pre) => command::run(engine, pre, &template, input.open(), sink, shared).await,
+        Pre::Http(pre) => serve::run(engine, pre, template, &ports, sink, shared).await,
+    }
+}
+
+/// Opens the mounts, which may touch a slow disk.
+async fn template(spec: ContainerSpec, net: PodNet) -> Result<Template, SetupError> {
+    let setup = dhow_host::Setup {
+        args: spec.args,
+        env: spec.env,
+        mounts: spec.mounts,
+        working_dir: spec.working_dir,
+        net,
+        memory_limit: spec.memory_limit,
+    };
+    if setup.mounts.is_empty() {
+        return Template::new(setup);
+    }
+    let opened = tokio::task::spawn_blocking(move || Template::new(setup)).await;
+    opened.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}
+
+/// Reports an end even if the task never comes to it.
+struct EndGuard<'a> {
+    shared: &'a Shared,
+    engine: &'a Engine,
+    id: u64,
+}
+
+impl EndGuard<'_> {
+    fn end(self, end: End) {
+        self.shared.end(end);
+    }
+}
+
+impl Drop for EndGuard<'_> {
+    fn drop(&mut self) {
+        let message = "the node stopped running the container".to_owned();
+        self.shared.end(End { code: CODE_KILLED, reason: ExitReason::Killed, message });
+        self.engine.unregister(self.id);
+    }
+}
+
+/// Stdin before the guest's runtime is there to read it.
+struct InputSource {
+    reader: Option<Box<dyn AsyncRead + Send + Unpin>>,
+    tty: bool,
+}
+
+impl InputSource {
+    fn open(self) -> Input {
+        match self.reader {
+            Some(reader) => Input::stream(reader, self.tty),
+            None => Input::empty(),
+        }
+    }
+}
+
+type Pump = (Arc<BytePipe>, Box<dyn AsyncWrite + Send + Unpin>);
+
+fn connect(io: Io, logs: &LogWriter) -> (Sink, InputSource, Vec<Pump>, Option<Arc<Capture>>) {
+    let none = InputSource { reader: None, tty: false };
+    match io {
+        Io::Log(config) => (Sink::Log(logs.pipe(config)), none, Vec::new(), None),
+        Io::Capture { max_bytes } => {
+            let capture = Capture::new(max_bytes);
+            (Sink::Capture(capture.clone()), none, Vec::new(), Some(capture))
+        }
+        Io::Streams { stdin, stdout, stderr, tty } => {
+            let (out, err) = (BytePipe::new(), BytePipe::new());
+            let sink = Sink::Streams { stdout: out.clone(), stderr: err.clone(), tty };
+            (sink, InputSource { reader: stdin, tty }, vec![(out, stdout), (err, stderr)], None)
+        }
+    }
+}
+
+fn now() -> Time {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Time::from_ms(since.as_millis() as i64)
+}

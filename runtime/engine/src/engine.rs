@@ -1,0 +1,272 @@
+//! The engine of a node: two Wasmtime engines, the threads that guests run on, and what all containers share.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use dhow_host::Guest;
+use dhow_runtime_contract::ContainerSpec;
+use dhow_switch::PodNet;
+use tokio::runtime::{Handle, Runtime};
+use tokio::sync::Semaphore;
+use wasmtime::component::Linker;
+use wasmtime::{Enabled, InstanceAllocationStrategy, PoolingAllocationConfig};
+
+use crate::cache::Cache;
+use crate::container::{self, Container, Io};
+use crate::logs::LogWriter;
+use crate::output::lock;
+use crate::program::{Linked, LoadError, Program};
+use crate::ticker::Ticker;
+
+/// Instances that all HTTP containers have at a time; further requests wait. Each slot reserves some 8 GiB of address
+/// space (of 128 TiB) and, once used, keeps [`KEEP_RESIDENT_BYTES`] of memory.
+const HTTP_INSTANCES_MAX: u32 = 512;
+/// A component is several core instances (the program and its adapters), with a table each and most often one memory.
+const CORE_INSTANCES_MAX: u32 = 4 * HTTP_INSTANCES_MAX;
+const MEMORIES_MAX: u32 = 2 * HTTP_INSTANCES_MAX;
+/// Memory that a slot keeps for its next instance: zeroing it is far cheaper than giving it back and faulting it in
+/// again (1.6 to 2.5 times the requests a second). Idle slots cost at most 100 × this.
+const KEEP_RESIDENT_BYTES: usize = 256 * 1024;
+const TABLE_KEEP_RESIDENT_BYTES: usize = 4 * 1024;
+/// Programs that are compiled at a time. One uses all cores by itself and, for 12 MiB, 370 MB of memory.
+const COMPILERS_MAX: usize = 1;
+/// Threads for guests' file operations. A slow disk fills them and then makes guests wait, not the node.
+const FILE_THREADS_MAX: usize = 32;
+/// How long containers have to end at shutdown after they were killed.
+const SHUTDOWN_MAX: Duration = Duration::from_secs(10);
+
+/// How the engine is set up.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where compiled code is kept. Only the node may be able to write there.
+    pub cache_dir: PathBuf,
+    /// Threads that guests run on; as many as cores when `None`.
+    pub workers: Option<usize>,
+}
+
+impl Config {
+    /// The defaults, with compiled code in `cache_dir`.
+    pub fn new(cache_dir: impl Into<PathBuf>) -> Self {
+        Self { cache_dir: cache_dir.into(), workers: None }
+    }
+}
+
+/// Why there is no engine.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A directory or a thread could not be made.
+    #[error("setting up `{}` failed", path.display())]
+    Io {
+        /// The directory of compiled code.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Wasmtime refuses this machine or these settings.
+    #[error("setting up the WebAssembly engine failed: {detail}")]
+    Setup {
+        /// What it said.
+        detail: String,
+    },
+}
+
+/// Runs the containers of a node. Handles are cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    cache: Arc<Cache>,
+    compilers: Semaphore,
+    /// Programs by digest, as long as something uses them.
+    programs: Mutex<BTreeMap<String, Slot>>,
+    containers: Mutex<BTreeMap<u64, Container>>,
+    next_id: AtomicU64,
+    pool: Arc<Semaphore>,
+    ticker: Arc<Ticker>,
+    logs: LogWriter,
+    handle: Handle,
+    runtime: Mutex<Option<Runtime>>,
+}
+
+/// The place of one program. Its lock makes those who ask at the same time wait for one compilation.
+type Slot = Arc<tokio::sync::Mutex<Weak<Linked>>>;
+
+impl Engine {
+    /// Makes the engines and starts the threads.
+    pub fn new(config: Config) -> Result<Engine, EngineError> {
+        let Config { cache_dir, workers } = config;
+        let setup = |error: wasmtime::Error| EngineError::Setup { detail: format!("{error:#}") };
+        let failed = |source: io::Error| EngineError::Io { path: cache_dir.clone(), source };
+        let commands = wasmtime::Engine::new(&settings()).map_err(setup)?;
+        let http = wasmtime::Engine::new(settings().allocation_strategy(pool())).map_err(setup)?;
+        let ticker = Ticker::start(vec![commands.weak(), http.weak()]).map_err(failed)?;
+        let cache = Cache::open(cache_dir.clone(), linker(&commands).map_err(setup)?, linker(&http).map_err(setup)?)
+            .map_err(failed)?;
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        if let Some(workers) = workers {
+            runtime.worker_threads(workers.max(1));
+        }
+        let runtime = runtime
+            .thread_name("dhow-guests")
+            .max_blocking_threads(FILE_THREADS_MAX)
+            .enable_all()
+            .build()
+            .map_err(failed)?;
+        Ok(Engine {
+            inner: Arc::new(Inner {
+                cache: Arc::new(cache),
+                compilers: Semaphore::new(COMPILERS_MAX),
+                programs: Mutex::default(),
+                containers: Mutex::default(),
+                next_id: AtomicU64::new(0),
+                pool: Arc::new(Semaphore::new(HTTP_INSTANCES_MAX as usize)),
+                ticker,
+                logs: LogWriter::start().map_err(failed)?,
+                handle: runtime.handle().clone(),
+                runtime: Mutex::new(Some(runtime)),
+            }),
+        })
+    }
+
+    /// Makes the program in the file `wasm`, whose content has this digest, ready to be started. Compiles it unless
+    /// that has been done before.
+    pub async fn load(&self, wasm: &Path, digest: &str) -> Result<Program, LoadError> {
+        let slot = self.slot(digest);
+        let mut program = slot.lock().await;
+        if let Some(inner) = program.upgrade() {
+            return Ok(Program { inner });
+        }
+        let (cache, wasm, digest) = (self.inner.cache.clone(), wasm.to_owned(), digest.to_owned());
+        let found = {
+            let (cache, digest) = (cache.clone(), digest.clone());
+            self.blocking(&wasm, move || Ok(cache.find(&digest))).await?
+        };
+        let linked = match found {
+            Some(linked) => linked,
+            None => {
+                let _turn = self.inner.compilers.acquire().await;
+                let path = wasm.clone();
+                self.blocking(&wasm, move || cache.compile(&path, &digest)).await?
+            }
+        };
+        let inner = Arc::new(linked);
+        *program = Arc::downgrade(&inner);
+        Ok(Program { inner })
+    }
+
+    /// Starts a container. What goes wrong from here on is its exit.
+    pub fn start(&self, program: &Program, spec: ContainerSpec, io: Io, net: PodNet) -> Container {
+        container::start(self, program, spec, io, net)
+    }
+
+    /// Kills all containers and waits for their ends.
+    pub async fn shutdown(&self) {
+        let containers: Vec<Container> = lock(&self.inner.containers).values().cloned().collect();
+        containers.iter().for_each(Container::kill);
+        let ended = async {
+            for container in &containers {
+                container.wait().await;
+            }
+        };
+        if tokio::time::timeout(SHUTDOWN_MAX, ended).await.is_err() {
+            tracing::warn!(left = lock(&self.inner.containers).len(), "containers did not end in time");
+        }
+    }
+
+    fn slot(&self, digest: &str) -> Slot {
+        let mut programs = lock(&self.inner.programs);
+        programs.retain(|_, slot| {
+            Arc::strong_count(slot) > 1 || slot.try_lock().is_ok_and(|program| program.strong_count() > 0)
+        });
+        programs.entry(digest.to_owned()).or_default().clone()
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        wasm: &Path,
+        work: impl FnOnce() -> Result<T, LoadError> + Send + 'static,
+    ) -> Result<T, LoadError> {
+        let done = self.inner.handle.spawn_blocking(work).await;
+        done.unwrap_or_else(|error| {
+            let source = io::Error::other(format!("the compiler gave up: {error}"));
+            Err(LoadError::Io { path: wasm.to_owned(), source })
+        })
+    }
+
+    pub(crate) fn register(&self, container: Container) -> u64 {
+        let id = self.inner.next_id.fetch_add(1, Ordering::Relaxed);
+        lock(&self.inner.containers).insert(id, container);
+        id
+    }
+
+    pub(crate) fn unregister(&self, id: u64) {
+        lock(&self.inner.containers).remove(&id);
+    }
+
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.inner.handle
+    }
+
+    pub(crate) fn ticker(&self) -> &Arc<Ticker> {
+        &self.inner.ticker
+    }
+
+    pub(crate) fn pool(&self) -> &Arc<Semaphore> {
+        &self.inner.pool
+    }
+
+    pub(crate) fn logs(&self) -> &LogWriter {
+        &self.inner.logs
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.ticker.stop();
+        if let Some(runtime) = lock(&self.runtime).take() {
+            // The last handle may be dropped by a task, where waiting for threads is not allowed.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// What both engines have in common; a program compiled for one of them differs only if the allocator makes it so.
+fn settings() -> wasmtime::Config {
+    let mut config = wasmtime::Config::new();
+    config.epoch_interruption(true);
+    // Concurrent calls belong to WASI 0.3, which is not offered; their bookkeeping costs 15 % of an instantiation.
+    config.concurrency_support(false);
+    config
+}
+
+fn pool() -> InstanceAllocationStrategy {
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(HTTP_INSTANCES_MAX)
+        .total_stacks(HTTP_INSTANCES_MAX)
+        .total_core_instances(CORE_INSTANCES_MAX)
+        .total_tables(CORE_INSTANCES_MAX)
+        .total_memories(MEMORIES_MAX)
+        .linear_memory_keep_resident(KEEP_RESIDENT_BYTES)
+        .table_keep_resident(TABLE_KEEP_RESIDENT_BYTES)
+        .pagemap_scan(Enabled::Auto);
+    InstanceAllocationStrategy::Pooling(pool)
+}
+
+fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Guest>> {
+    let mut linker = Linker::new(engine);
+    dhow_host::add_to_linker(&mut linker)?;
+    Ok(linker)
+}
+
+/// How many instances of commands the kernel lets one process have: each takes some six mappings, and a fifth of them
+/// is left to everything else. `None` where the limit cannot be read.
+pub fn instances_max() -> Option<u32> {
+    let mappings: u64 = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok()?.trim().parse().ok()?;
+    u32::try_from(mappings * 4 / 5 / 6).ok()
+}

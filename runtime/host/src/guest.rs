@@ -1,0 +1,219 @@
+//! The data of one Store, and the template that a container makes it from.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use dhow_runtime_contract::Mount;
+use dhow_switch::PodNet;
+use wasmtime::component::{HasData, Resource, ResourceTable};
+use wasmtime_wasi::cli::{StdinStream, StdoutStream};
+use wasmtime_wasi::filesystem::WasiFilesystemCtx;
+use wasmtime_wasi::p2::bindings::sockets::network;
+use wasmtime_wasi::p2::{Network, SocketError};
+use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+
+use crate::http::Outgoing;
+use crate::memory::{MemoryAccount, MemoryMeter};
+
+/// Handles that one instance may have open: sockets, streams, files, pollables. A program that needs more than 64 Ki
+/// leaks; it traps with "table full".
+const HANDLES_MAX: usize = 65_536;
+
+/// What a container grants its guests.
+#[derive(Clone)]
+pub struct Setup {
+    /// The argument list, program name first.
+    pub args: Vec<String>,
+    /// The environment; of two equal names the later one holds.
+    pub env: Vec<(String, String)>,
+    /// Directories of the host that the guest sees.
+    pub mounts: Vec<Mount>,
+    /// The initial working directory.
+    pub working_dir: Option<String>,
+    /// The Pod's network.
+    pub net: PodNet,
+    /// Bytes of linear memory and tables that all instances may hold together.
+    pub memory_limit: Option<u64>,
+}
+
+/// A container that cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// A mount's host side cannot be opened as a directory.
+    #[error("mounting `{guest}`: opening the host directory `{host}` failed: {detail}")]
+    Mount {
+        /// The path in the guest.
+        guest: String,
+        /// The path on the host.
+        host: PathBuf,
+        /// What the host said.
+        detail: String,
+    },
+}
+
+/// What every instance of one container has in common.
+pub struct Template {
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+    working_dir: Option<String>,
+    files: WasiFilesystemCtx,
+    net: PodNet,
+    memory: Arc<MemoryAccount>,
+}
+
+impl Template {
+    /// Opens the mounts and settles the environment.
+    pub fn new(setup: Setup) -> Result<Self, SetupError> {
+        let Setup { args, env, mounts, working_dir, net, memory_limit } = setup;
+        Ok(Self {
+            args,
+            env: last_of_each_name(env),
+            working_dir,
+            files: open_mounts(&mounts)?,
+            net,
+            memory: MemoryAccount::new(memory_limit),
+        })
+    }
+
+    /// The account that all instances draw on.
+    pub fn memory(&self) -> &Arc<MemoryAccount> {
+        &self.memory
+    }
+
+    /// The Pod's network.
+    pub fn net(&self) -> &PodNet {
+        &self.net
+    }
+
+    /// The data for one more instance.
+    pub fn guest(
+        &self,
+        stdin: impl StdinStream + 'static,
+        stdout: impl StdoutStream + 'static,
+        stderr: impl StdoutStream + 'static,
+    ) -> Guest {
+        let mut builder = WasiCtxBuilder::new();
+        builder.args(&self.args).envs(&self.env).stdin(stdin).stdout(stdout).stderr(stderr);
+        if let Some(dir) = &self.working_dir {
+            builder.initial_cwd(dir);
+        }
+        let mut wasi = builder.build();
+        *wasi.filesystem() = self.files.clone();
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(HANDLES_MAX);
+        Guest {
+            table,
+            wasi,
+            http: WasiHttpCtx::new(),
+            outgoing: Outgoing::new(self.net.clone()),
+            net: self.net.clone(),
+            memory: MemoryMeter::new(self.memory.clone()),
+        }
+    }
+}
+
+/// Kubernetes lets a later variable replace an earlier one of the same name; a guest must not see both.
+fn last_of_each_name(env: Vec<(String, String)>) -> Vec<(String, String)> {
+    let last: BTreeMap<String, usize> = env.iter().enumerate().map(|(at, (name, _))| (name.clone(), at)).collect();
+    env.into_iter().enumerate().filter(|(at, (name, _))| last.get(name) == Some(at)).map(|(_, pair)| pair).collect()
+}
+
+fn open_mounts(mounts: &[Mount]) -> Result<WasiFilesystemCtx, SetupError> {
+    let mut builder = WasiCtxBuilder::new();
+    for mount in mounts {
+        let failed =
+            |detail: String| SetupError::Mount { guest: mount.guest.clone(), host: mount.host.clone(), detail };
+        let is_dir = std::fs::metadata(&mount.host).map_err(|e| failed(e.to_string()))?.is_dir();
+        if !is_dir {
+            return Err(failed(io::Error::from(io::ErrorKind::NotADirectory).to_string()));
+        }
+        let perms = if mount.read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
+        builder.preopened_dir(&mount.host, &mount.guest, perms).map_err(|e| failed(format!("{e:#}")))?;
+    }
+    Ok(builder.build().filesystem().clone())
+}
+
+/// The data of one Store: what its imports act on.
+pub struct Guest {
+    table: ResourceTable,
+    wasi: WasiCtx,
+    http: WasiHttpCtx,
+    outgoing: Outgoing,
+    net: PodNet,
+    /// Its share of the container's memory; the engine makes it the Store's limiter.
+    pub memory: MemoryMeter,
+}
+
+impl Guest {
+    pub(crate) fn pod_sockets(&mut self) -> SocketsView<'_> {
+        SocketsView { table: &mut self.table, net: &self.net }
+    }
+}
+
+impl WasiView for Guest {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for Guest {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.outgoing }
+    }
+}
+
+/// What the socket interfaces act on.
+pub(crate) struct SocketsView<'a> {
+    pub(crate) table: &'a mut ResourceTable,
+    pub(crate) net: &'a PodNet,
+}
+
+impl network::Host for SocketsView<'_> {
+    fn convert_error_code(&mut self, error: SocketError) -> wasmtime::Result<network::ErrorCode> {
+        error.downcast()
+    }
+
+    fn network_error_code(&mut self, error: Resource<wasmtime::Error>) -> wasmtime::Result<Option<network::ErrorCode>> {
+        Ok(self.table.get(&error)?.downcast_ref::<io::Error>().map(network::ErrorCode::from))
+    }
+}
+
+impl network::HostNetwork for SocketsView<'_> {
+    fn drop(&mut self, this: Resource<Network>) -> wasmtime::Result<()> {
+        self.table.delete(this)?;
+        Ok(())
+    }
+}
+
+pub(crate) struct Sockets;
+
+impl HasData for Sockets {
+    type Data<'a> = SocketsView<'a>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_equal_names_the_later_holds() {
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let env = last_of_each_name(vec![pair("A", "1"), pair("B", "2"), pair("A", "3")]);
+        assert_eq!(env, [pair("B", "2"), pair("A", "3")]);
+    }
+
+    #[test]
+    fn a_mount_must_be_a_directory() {
+        let mount = |host: &str| Mount { host: host.into(), guest: "/x".into(), read_only: true };
+        assert!(open_mounts(&[mount("/")]).is_ok());
+        for host in ["/does/not/exist", "/dev/null"] {
+            let Err(SetupError::Mount { guest, .. }) = open_mounts(&[mount(host)]) else {
+                panic!("{host} was mounted")
+            };
+            assert_eq!(guest, "/x");
+        }
+    }
+}

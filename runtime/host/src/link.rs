@@ -1,0 +1,118 @@
+//! The list of everything a guest may import.
+
+use wasmtime::component::{HasData, Linker, ResourceTable};
+use wasmtime_wasi::WasiView;
+use wasmtime_wasi::cli::{WasiCli, WasiCliView};
+use wasmtime_wasi::clocks::{WasiClocks, WasiClocksView};
+use wasmtime_wasi::filesystem::{WasiFilesystem, WasiFilesystemView};
+use wasmtime_wasi::p2::bindings as wasi;
+use wasmtime_wasi::random::WasiRandom;
+use wasmtime_wasi::sockets::{WasiSockets, WasiSocketsView};
+use wasmtime_wasi_io::bindings::wasi::io;
+
+use crate::bindings::wasi::sockets as ours;
+use crate::guest::{Guest, Sockets};
+
+/// The interfaces that [`add_to_linker`] links, without their version. All are WASI 0.2.
+const INTERFACES: [&str; 29] = [
+    "wasi:cli/environment",
+    "wasi:cli/exit",
+    "wasi:cli/stderr",
+    "wasi:cli/stdin",
+    "wasi:cli/stdout",
+    "wasi:cli/terminal-input",
+    "wasi:cli/terminal-output",
+    "wasi:cli/terminal-stderr",
+    "wasi:cli/terminal-stdin",
+    "wasi:cli/terminal-stdout",
+    "wasi:clocks/monotonic-clock",
+    "wasi:clocks/wall-clock",
+    "wasi:filesystem/preopens",
+    "wasi:filesystem/types",
+    "wasi:http/outgoing-handler",
+    "wasi:http/types",
+    "wasi:io/error",
+    "wasi:io/poll",
+    "wasi:io/streams",
+    "wasi:random/insecure",
+    "wasi:random/insecure-seed",
+    "wasi:random/random",
+    "wasi:sockets/instance-network",
+    "wasi:sockets/ip-name-lookup",
+    "wasi:sockets/network",
+    "wasi:sockets/tcp",
+    "wasi:sockets/tcp-create-socket",
+    "wasi:sockets/udp",
+    "wasi:sockets/udp-create-socket",
+];
+
+/// Whether the host has something behind an import such as `wasi:cli/exit@0.2.3`. Versions of one minor line are
+/// compatible, as the linker itself sees it.
+pub fn is_known_import(name: &str) -> bool {
+    let (interface, version) = name.split_once('@').unwrap_or((name, "0.2.0"));
+    let in_line = version.strip_prefix("0.2.").is_some_and(|patch| patch.parse::<u32>().is_ok());
+    in_line && INTERFACES.contains(&interface)
+}
+
+struct Io;
+
+impl HasData for Io {
+    type Data<'a> = &'a mut ResourceTable;
+}
+
+/// Links every interface that a container may import. The list is spelled out, so that an interface nobody thought of
+/// is a missing import and not a door to the host.
+pub fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    let l = linker;
+    io::error::add_to_linker::<Guest, Io>(l, |g| g.ctx().table)?;
+    io::poll::add_to_linker::<Guest, Io>(l, |g| g.ctx().table)?;
+    io::streams::add_to_linker::<Guest, Io>(l, |g| g.ctx().table)?;
+    wasi::clocks::wall_clock::add_to_linker::<Guest, WasiClocks>(l, Guest::clocks)?;
+    wasi::clocks::monotonic_clock::add_to_linker::<Guest, WasiClocks>(l, Guest::clocks)?;
+    wasi::filesystem::types::add_to_linker::<Guest, WasiFilesystem>(l, Guest::filesystem)?;
+    wasi::filesystem::preopens::add_to_linker::<Guest, WasiFilesystem>(l, Guest::filesystem)?;
+    wasi::random::random::add_to_linker::<Guest, WasiRandom>(l, |g| g.ctx().ctx.random())?;
+    wasi::random::insecure::add_to_linker::<Guest, WasiRandom>(l, |g| g.ctx().ctx.random())?;
+    wasi::random::insecure_seed::add_to_linker::<Guest, WasiRandom>(l, |g| g.ctx().ctx.random())?;
+    wasi::cli::exit::add_to_linker::<Guest, WasiCli>(l, Guest::cli)?;
+    wasi::cli::environment::add_to_linker::<Guest, WasiCli>(l, Guest::cli)?;
+    wasi::cli::stdin::add_to_linker::<Guest, WasiCli>(l, Guest::cli)?;
+    wasi::cli::stdout::add_to_linker::<Guest, WasiCli>(l, Guest::cli)?;
+    wasi::cli::stderr::add_to_linker::<Guest, WasiCli>(l, Guest::cli)?;
+    wasi::cli::terminal_input::add_to_linker::<Guest, WasiCli>(l, Guest::cli)?;
+    wasi::cli::terminal_output::add_to_linker::<Guest, WasiCli>(l, Guest::cli)?;
+    wasi::cli::terminal_stdin::add_to_linker::<Guest, WasiCli>(l, Guest::cli)?;
+    wasi::cli::terminal_stdout::add_to_linker::<Guest, WasiCli>(l, Guest::cli)?;
+    wasi::cli::terminal_stderr::add_to_linker::<Guest, WasiCli>(l, Guest::cli)?;
+    // These two hold no socket: the network handle is a token, and the error codes are plain values.
+    wasi::sockets::instance_network::add_to_linker::<Guest, WasiSockets>(l, Guest::sockets)?;
+    wasi::sockets::network::add_to_linker::<Guest, WasiSockets>(
+        l,
+        &wasi::sockets::network::LinkOptions::default(),
+        Guest::sockets,
+    )?;
+    ours::tcp_create_socket::add_to_linker::<Guest, Sockets>(l, Guest::pod_sockets)?;
+    ours::tcp::add_to_linker::<Guest, Sockets>(l, Guest::pod_sockets)?;
+    ours::udp_create_socket::add_to_linker::<Guest, Sockets>(l, Guest::pod_sockets)?;
+    ours::udp::add_to_linker::<Guest, Sockets>(l, Guest::pod_sockets)?;
+    ours::ip_name_lookup::add_to_linker::<Guest, Sockets>(l, Guest::pod_sockets)?;
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(l)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn imports_are_known_by_name_and_minor_version() {
+        for name in ["wasi:cli/exit@0.2.0", "wasi:cli/exit@0.2.99", "wasi:http/types@0.2.12", "wasi:sockets/tcp@0.2.3"]
+        {
+            assert!(is_known_import(name), "{name}");
+        }
+        for name in
+            ["wasi:cli/exit@0.3.0", "wasi:nn/graph@0.2.0", "env", "wasi:cli/exit@0.2.0-rc-2023", "acme:x/y@1.0.0"]
+        {
+            assert!(!is_known_import(name), "{name}");
+        }
+    }
+}

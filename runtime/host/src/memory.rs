@@ -1,0 +1,166 @@
+//! How much memory a container's guests hold, and the line they may not cross.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::Notify;
+use wasmtime::ResourceLimiter;
+
+/// Bytes that one table element takes in this host.
+const TABLE_ELEMENT_BYTES: u64 = size_of::<usize>() as u64;
+
+/// A guest wanted more memory than its container may have. It traps with this, as a process meets the OOM killer: a
+/// refusal that the guest could catch would leave many programs running in a state that nobody has tested.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("memory limit of {limit} bytes reached: {held} bytes held, {wanted} more wanted")]
+pub struct OutOfMemory {
+    /// The container's limit.
+    pub limit: u64,
+    /// What all its instances held.
+    pub held: u64,
+    /// What was asked for in addition.
+    pub wanted: u64,
+}
+
+/// The memory of all instances of one container together.
+#[derive(Debug, Default)]
+pub struct MemoryAccount {
+    limit: Option<u64>,
+    held: AtomicU64,
+    freed: Notify,
+}
+
+impl MemoryAccount {
+    /// An empty account with this limit.
+    pub fn new(limit: Option<u64>) -> Arc<Self> {
+        Arc::new(Self { limit, ..Self::default() })
+    }
+
+    /// Bytes that are held now.
+    pub fn held(&self) -> u64 {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// Waits until `bytes` more would fit or nothing is held any more (then waiting cannot help).
+    pub async fn room_for(&self, bytes: u64) {
+        let Some(limit) = self.limit else { return };
+        loop {
+            let freed = self.freed.notified();
+            let held = self.held();
+            if held == 0 || held.saturating_add(bytes) <= limit {
+                return;
+            }
+            freed.await;
+        }
+    }
+
+    fn take(&self, bytes: u64) -> Result<(), OutOfMemory> {
+        let before = self.held.fetch_add(bytes, Ordering::Relaxed);
+        match self.limit {
+            Some(limit) if before.saturating_add(bytes) > limit => {
+                self.held.fetch_sub(bytes, Ordering::Relaxed);
+                Err(OutOfMemory { limit, held: before, wanted: bytes })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn give_back(&self, bytes: u64) {
+        self.held.fetch_sub(bytes, Ordering::Relaxed);
+        self.freed.notify_waiters();
+    }
+}
+
+/// One Store's share of its container's account; given back when it is dropped.
+#[derive(Debug)]
+pub struct MemoryMeter {
+    account: Arc<MemoryAccount>,
+    held: u64,
+    /// The last growth that was allowed, to be undone if the host cannot deliver it.
+    last: u64,
+}
+
+impl MemoryMeter {
+    /// A meter that holds nothing yet.
+    pub fn new(account: Arc<MemoryAccount>) -> Self {
+        Self { account, held: 0, last: 0 }
+    }
+
+    /// Bytes that this Store holds.
+    pub fn held(&self) -> u64 {
+        self.held
+    }
+
+    fn grow(&mut self, bytes: u64) -> wasmtime::Result<bool> {
+        self.account.take(bytes)?;
+        self.held += bytes;
+        self.last = bytes;
+        Ok(true)
+    }
+
+    fn undo(&mut self) {
+        let bytes = std::mem::take(&mut self.last);
+        self.held -= bytes;
+        self.account.give_back(bytes);
+    }
+}
+
+impl ResourceLimiter for MemoryMeter {
+    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        // Beyond the memory's own maximum the growth fails anyway; that is the guest's affair, not our limit's.
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false);
+        }
+        self.grow(desired.saturating_sub(current) as u64)
+    }
+
+    fn memory_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        tracing::debug!(%error, "memory growth failed");
+        self.undo();
+        Ok(())
+    }
+
+    fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        if maximum.is_some_and(|maximum| desired > maximum) {
+            return Ok(false);
+        }
+        self.grow(desired.saturating_sub(current) as u64 * TABLE_ELEMENT_BYTES)
+    }
+
+    fn table_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        tracing::debug!(%error, "table growth failed");
+        self.undo();
+        Ok(())
+    }
+}
+
+impl Drop for MemoryMeter {
+    fn drop(&mut self) {
+        self.account.give_back(self.held);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn growth_is_counted_over_all_instances_and_given_back() {
+        let account = MemoryAccount::new(Some(100));
+        let mut one = MemoryMeter::new(account.clone());
+        let mut two = MemoryMeter::new(account.clone());
+        assert!(one.memory_growing(0, 60, None).unwrap());
+        let refused = two.memory_growing(0, 60, None).unwrap_err();
+        let refused = refused.downcast_ref::<OutOfMemory>().unwrap();
+        assert_eq!((refused.limit, refused.held, refused.wanted), (100, 60, 60));
+        drop(one);
+        assert_eq!(account.held(), 0);
+        assert!(two.memory_growing(0, 60, None).unwrap());
+        assert!(two.memory_growing(60, 90, None).unwrap());
+        two.memory_grow_failed(wasmtime::Error::msg("no")).unwrap();
+        assert_eq!((two.held(), account.held()), (60, 60));
+        assert!(!two.memory_growing(60, 90, Some(80)).unwrap());
+        drop(two);
+        assert_eq!(account.held(), 0);
+    }
+}
