@@ -1,0 +1,80 @@
+//! Who calls: the subject of the connection's client certificate, or the owner of a bearer token.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use dhow_api::Tree;
+use dhow_api::meta;
+use dhow_api::status::ApiError;
+use dhow_gate::User;
+use dhow_gate::user::BOOTSTRAPPERS;
+use dhow_gate::write::View;
+use dhow_state::Key;
+use dhow_types::Time;
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+use sha2::{Digest, Sha256};
+
+/// The caller of a request. A bad credential is an error, no credential is nobody.
+pub(crate) fn authenticate(
+    certificate: Option<&User>,
+    headers: &HeaderMap,
+    view: &dyn View,
+    now: Time,
+) -> Result<User, ApiError> {
+    if let Some(user) = certificate {
+        return Ok(user.clone());
+    }
+    let Some(value) = headers.get(AUTHORIZATION) else { return Ok(User::anonymous()) };
+    let value = value.to_str().map_err(|_| ApiError::unauthorized())?;
+    match value.split_once(' ') {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => {
+            bootstrap_user(token.trim(), view, now).ok_or_else(ApiError::unauthorized)
+        }
+        _ => Ok(User::anonymous()),
+    }
+}
+
+/// The user of a certificate that the TLS layer has verified.
+pub(crate) fn certificate_user(der: &[u8]) -> Option<User> {
+    let subject = dhow_pki::subject_of(der).ok()?;
+    (!subject.common_name.is_empty()).then(|| User::authenticated(subject.common_name, subject.organizations))
+}
+
+/// The name of the Secret that holds a join token.
+pub(crate) fn token_secret_name(id: &str) -> String {
+    format!("bootstrap-token-{id}")
+}
+
+/// Its type.
+pub(crate) const TOKEN_SECRET_TYPE: &str = "bootstrap.kubernetes.io/token";
+
+/// The user of a join token `<id>.<secret>` that exists, is meant for this, and has not expired.
+fn bootstrap_user(token: &str, view: &dyn View, now: Time) -> Option<User> {
+    let (id, secret) = token.split_once('.')?;
+    let well_formed = |text: &str, len: usize| {
+        text.len() == len && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+    };
+    if !well_formed(id, 6) || !well_formed(secret, 16) {
+        return None;
+    }
+    let tree = view.get(&Key::new("secrets", "kube-system", token_secret_name(id)))?.tree();
+    let value = |key: &str| secret_value(&tree, key);
+    let valid = meta::text(&tree, "type") == TOKEN_SECRET_TYPE
+        && !meta::is_deleting(&tree)
+        && value("token-id")? == id
+        && same(&value("token-secret")?, secret)
+        && value("usage-bootstrap-authentication").is_some_and(|usage| usage == "true")
+        && value("expiration").is_none_or(|at| Time::parse(&at).is_ok_and(|at| now < at));
+    valid.then(|| User::authenticated(format!("system:bootstrap:{id}"), [BOOTSTRAPPERS.to_owned()]))
+}
+
+fn secret_value(secret: &Tree, key: &str) -> Option<String> {
+    let text = meta::map(secret, "data")?.get(key)?.as_str()?;
+    String::from_utf8(STANDARD.decode(text).ok()?).ok()
+}
+
+/// Compares secrets in a time that tells nothing: by their hashes, which an attacker cannot steer.
+fn same(a: &str, b: &str) -> bool {
+    let (a, b) = (Sha256::digest(a.as_bytes()), Sha256::digest(b.as_bytes()));
+    a.iter().zip(b.iter()).fold(0u8, |difference, (a, b)| difference | (a ^ b)) == 0
+}

@@ -1,0 +1,214 @@
+//! Paths that are no objects: discovery, health, version, schemas, the CA, joining, the registry.
+
+use crate::answer::{self, Answer, Style};
+use crate::app::{App, now};
+use crate::route::{header, style};
+use crate::{pki, write};
+use bytes::Bytes;
+use dhow_api::status::ApiError;
+use dhow_api::{Tree, discovery, meta, openapi};
+use dhow_gate::Query;
+use dhow_gate::media::{self, Accepted, Encoding, Endpoint, Shape};
+use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH};
+use http::{HeaderMap, Method, Request};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+/// The Kubernetes release whose API is served.
+const MINOR: &str = "36";
+
+/// Answers a request for a path that is no object.
+pub(crate) async fn handle(
+    app: &App,
+    path: &str,
+    query: &Query<'_>,
+    request: Request<Incoming>,
+) -> Result<Answer, ApiError> {
+    if path == "/v2" || path.starts_with("/v2/") {
+        let answer = app.registry.handle(request).await;
+        return Ok(answer.map(|body| body.map_err(Into::into).boxed_unsync()));
+    }
+    if path == "/dhow/v1/join" {
+        return if request.method() == Method::POST {
+            join(app, request.into_body()).await
+        } else {
+            Err(ApiError::method_not_allowed_here())
+        };
+    }
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return Err(ApiError::method_not_allowed_here());
+    }
+    let headers = request.headers();
+    match path.trim_end_matches('/') {
+        "" => root(query, headers),
+        "/version" => show(&version(), query, headers),
+        "/cacerts" => Ok(answer::answer(200, "application/x-pem-file", answer::full(app.ca.cert_pem().to_owned()))),
+        "/healthz" | "/livez" | "/readyz" => health(app, path.trim_matches('/'), query).await,
+        "/metrics" => Ok(answer::text(200, metrics(app))),
+        "/openapi/v3" => show(&openapi::v3_index(), query, headers),
+        other => {
+            if let Some(document) = other.strip_prefix("/openapi/v3/") {
+                return schema(document, query, headers);
+            }
+            if let Some((probe, check)) = probe_of(other) {
+                return match check {
+                    "ping" | "log" => Ok(answer::text(200, "ok")),
+                    "store" | "etcd" => store_check(app, probe).await,
+                    _ => Err(ApiError::no_such_path()),
+                };
+            }
+            find(other, query, headers)
+        }
+    }
+}
+
+fn probe_of(path: &str) -> Option<(&str, &str)> {
+    let (probe, check) = path.strip_prefix('/')?.split_once('/')?;
+    matches!(probe, "healthz" | "livez" | "readyz").then_some((probe, check))
+}
+
+fn show(tree: &Tree, query: &Query<'_>, headers: &HeaderMap) -> Result<Answer, ApiError> {
+    let accepted = accepted(headers, Endpoint::Plain)?;
+    Ok(answer::tree(200, tree, style(query, headers, accepted)))
+}
+
+/// What a client wants to read. Documents that have no protobuf form are JSON for those who would take that too.
+fn accepted(headers: &HeaderMap, endpoint: Endpoint) -> Result<Accepted, ApiError> {
+    let accepted = media::negotiate(header(headers, ACCEPT), endpoint)?;
+    match accepted.encoding {
+        Encoding::Protobuf => Err(ApiError::not_acceptable(media::MEDIA_TYPES)),
+        Encoding::Json | Encoding::Yaml => Ok(accepted),
+    }
+}
+
+fn version() -> Tree {
+    json!({
+        "major": "1",
+        "minor": MINOR,
+        "emulationMajor": "1",
+        "emulationMinor": MINOR,
+        "minCompatibilityMajor": "1",
+        "minCompatibilityMinor": "35",
+        "gitVersion": concat!("v1.36.0+dhow.", env!("CARGO_PKG_VERSION")),
+        "gitCommit": "",
+        "gitTreeState": "clean",
+        "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "none",
+        "compiler": "rustc",
+        "platform": concat!("wasi/", "wasm32"),
+    })
+}
+
+fn root(query: &Query<'_>, headers: &HeaderMap) -> Result<Answer, ApiError> {
+    let paths =
+        ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v3", "/readyz", "/v2/", "/version"];
+    show(&json!({"paths": paths}), query, headers)
+}
+
+/// Discovery: all groups in one document for those who ask for that, else the classic documents.
+fn find(path: &str, query: &Query<'_>, headers: &HeaderMap) -> Result<Answer, ApiError> {
+    if matches!(path, "/api" | "/apis") {
+        let accepted = accepted(headers, Endpoint::Discovery)?;
+        let style = style(query, headers, accepted);
+        let Shape::Discovery(version) = accepted.shape else {
+            let tree = if path == "/api" { discovery::api_versions() } else { discovery::api_group_list() };
+            return Ok(answer::tree(200, &tree, style));
+        };
+        let version = version.as_str();
+        let tree =
+            if path == "/api" { discovery::aggregated_core(version) } else { discovery::aggregated_groups(version) };
+        let mut answer = answer::tree(200, &tree, style);
+        // The content type must be the variant that was asked for: older clients find no resources otherwise.
+        let content_type = format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
+        if let Ok(value) = HeaderValue::from_str(&content_type) {
+            answer.headers_mut().insert(CONTENT_TYPE, value);
+        }
+        return Ok(answer);
+    }
+    let tree = match path.strip_prefix("/api/") {
+        Some(version) => discovery::resource_list("", version),
+        None => path.strip_prefix("/apis/").and_then(|rest| match rest.split_once('/') {
+            None => discovery::api_group(rest),
+            Some((group, version)) => discovery::resource_list(group, version),
+        }),
+    };
+    show(&tree.ok_or_else(ApiError::no_such_path)?, query, headers)
+}
+
+/// A schema document. Its URL in the index carries its hash, so it may be kept for ever under that URL.
+fn schema(document: &str, query: &Query<'_>, headers: &HeaderMap) -> Result<Answer, ApiError> {
+    let bytes = openapi::v3_document(document).ok_or_else(ApiError::no_such_path)?;
+    let hash = Sha256::digest(&bytes);
+    let etag = format!("\"{}\"", hash.iter().map(|byte| format!("{byte:02X}")).collect::<String>());
+    let mut answer = if header(headers, IF_NONE_MATCH) == Some(etag.as_str()) {
+        answer::answer(304, "application/json", answer::empty())
+    } else {
+        let style = Style { pretty: false, encoding: Encoding::Json, gzip: answer::accepts_gzip(headers) };
+        answer::json_bytes(200, Bytes::from_owner(bytes), style)
+    };
+    if query.non_empty("hash").is_some() {
+        answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
+    }
+    if let Ok(value) = HeaderValue::from_str(&etag) {
+        answer.headers_mut().insert(ETAG, value);
+    }
+    Ok(answer)
+}
+
+/// `healthz`, `livez`, `readyz`: whether the store answers; `?verbose` says which parts were looked at.
+async fn health(app: &App, probe: &str, query: &Query<'_>) -> Result<Answer, ApiError> {
+    let store = if probe == "livez" { true } else { app.replica.barrier().await.is_ok() };
+    let running = probe != "readyz" || !app.stop.is_stopped();
+    let checks = [("ping", true), ("store", store), ("running", running)];
+    let healthy = checks.iter().all(|(_, good)| *good);
+    if healthy && !query.is_true("verbose") {
+        return Ok(answer::text(200, "ok"));
+    }
+    let mut lines: String = checks
+        .iter()
+        .map(|(name, good)| if *good { format!("[+]{name} ok\n") } else { format!("[-]{name} failed\n") })
+        .collect();
+    lines.push_str(&format!("{probe} check {}\n", if healthy { "passed" } else { "failed" }));
+    Ok(answer::text(if healthy { 200 } else { 500 }, lines))
+}
+
+async fn store_check(app: &App, probe: &str) -> Result<Answer, ApiError> {
+    match app.replica.barrier().await {
+        Ok(_) => Ok(answer::text(200, "ok")),
+        Err(error) => Ok(answer::text(500, format!("{probe}: {error}\n"))),
+    }
+}
+
+fn metrics(app: &App) -> String {
+    let state = app.replica.state();
+    let mut text = String::from("# TYPE dhow_store_revision counter\n");
+    text.push_str(&format!("dhow_store_revision {}\n", state.revision()));
+    text.push_str("# TYPE dhow_store_objects gauge\n");
+    for kind in dhow_api::kinds::all() {
+        let resource = kind.resource();
+        text.push_str(&format!("dhow_store_objects{{resource=\"{resource}\"}} {}\n", state.count(&resource, None)));
+    }
+    text
+}
+
+/// Names that a node may not have, since its certificate would then speak for another.
+const RESERVED_NAMES: [&str; 3] = [pki::QUIC_SERVER_NAME, "localhost", "kubernetes"];
+
+/// Gives a node that has a join token its certificate.
+async fn join(app: &App, body: Incoming) -> Result<Answer, ApiError> {
+    let body = write::read_body(body).await?;
+    let request: Tree = serde_json::from_slice(&body)
+        .map_err(|error| ApiError::bad_request(format!("the body is not JSON: {error}")))?;
+    let (name, csr) = (meta::text(&request, "name"), meta::text(&request, "csr"));
+    let faults = dhow_api::validate::dns1123_subdomain(name);
+    if !faults.is_empty() || RESERVED_NAMES.contains(&name) || name.starts_with("kubernetes.") {
+        let why = faults.first().map_or("the name is reserved", String::as_str);
+        return Err(ApiError::bad_request(format!("`{name}` cannot be a node's name: {why}")));
+    }
+    let certificate = pki::sign_node(&app.ca, name, csr, now())
+        .map_err(|error| ApiError::bad_request(format!("the signing request cannot be read: {error}")))?;
+    tracing::info!(node = name, "signed a node's certificate");
+    Ok(answer::tree(200, &json!({"certificate": certificate, "ca": app.ca.cert_pem()}), Style::PLAIN))
+}

@@ -1,0 +1,150 @@
+//! From a request to its handler. Everything that can be refused by looking at the request line and the credential is
+//! refused here.
+
+use crate::answer::{self, Answer, Style};
+use crate::app::{App, now};
+use crate::{auth, kubelet, plain, read, watch, write};
+use dhow_api::kinds::{self, Kind, Subresource};
+use dhow_api::status::ApiError;
+use dhow_gate::media::{self, Accepted, Endpoint};
+use dhow_gate::{Query, RequestInfo, ResourceRequest, Target, User, Verb};
+use http::header::{ACCEPT, CONTENT_TYPE};
+use http::{HeaderMap, Request};
+use hyper::body::Incoming;
+use std::sync::Arc;
+
+/// A request on its way to a handler.
+pub(crate) struct Call<'a> {
+    pub(crate) app: &'a Arc<App>,
+    pub(crate) query: &'a Query<'a>,
+    pub(crate) headers: &'a HeaderMap,
+    pub(crate) kind: &'static Kind,
+    pub(crate) target: &'a ResourceRequest,
+}
+
+impl Call<'_> {
+    /// What the client wants to read.
+    pub(crate) fn accepted(&self, endpoint: Endpoint) -> Result<Accepted, ApiError> {
+        media::negotiate(header(self.headers, ACCEPT), endpoint)
+    }
+
+    /// How it wants JSON written.
+    pub(crate) fn style(&self, accepted: Accepted) -> Style {
+        style(self.query, self.headers, accepted)
+    }
+
+    /// The media type of the body.
+    pub(crate) fn content_type(&self) -> Option<&str> {
+        header(self.headers, CONTENT_TYPE)
+    }
+}
+
+/// How a client wants JSON written.
+pub(crate) fn style(query: &Query<'_>, headers: &HeaderMap, accepted: Accepted) -> Style {
+    Style { encoding: accepted.encoding, pretty: query.is_true("pretty"), gzip: answer::accepts_gzip(headers) }
+}
+
+/// A header as text; several of one name count as one list.
+pub(crate) fn header(headers: &HeaderMap, name: http::HeaderName) -> Option<&str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// Answers a request; every failure is a `Status`.
+pub(crate) async fn handle(app: Arc<App>, certificate: Option<Arc<User>>, request: Request<Incoming>) -> Answer {
+    match route(&app, certificate.as_deref(), request).await {
+        Ok(answer) => answer,
+        Err(error) => answer::error(&error),
+    }
+}
+
+async fn route(app: &Arc<App>, certificate: Option<&User>, request: Request<Incoming>) -> Result<Answer, ApiError> {
+    let (path, query_text) = (request.uri().path().to_owned(), request.uri().query().unwrap_or("").to_owned());
+    let query = Query::parse(&query_text);
+    let info = RequestInfo::parse(request.method().as_str(), &path, &query);
+    let user = auth::authenticate(certificate, request.headers(), &app.view(), now())?;
+    if let Err(refusal) = dhow_gate::authorize(&user, &info) {
+        // Who has not said who they are is asked for that first.
+        return Err(if user == User::anonymous() { ApiError::unauthorized() } else { refusal });
+    }
+    match &info.target {
+        Target::Path(path) => plain::handle(app, path, &query, request).await,
+        Target::Resource(target) => {
+            let kind = kinds::by_resource(&target.group, &target.version, &target.resource)
+                .filter(|kind| kind.namespaced || target.namespace.is_empty())
+                .ok_or_else(ApiError::no_such_path)?;
+            resource(app, &info, target, kind, &query, request).await
+        }
+    }
+}
+
+async fn resource(
+    app: &Arc<App>,
+    info: &RequestInfo,
+    target: &ResourceRequest,
+    kind: &'static Kind,
+    query: &Query<'_>,
+    request: Request<Incoming>,
+) -> Result<Answer, ApiError> {
+    if !target.subresource.is_empty() {
+        return subresource(app, info, target, kind, query, request).await;
+    }
+    let named = !target.name.is_empty();
+    let scoped = !kind.namespaced || !target.namespace.is_empty();
+    let (parts, body) = request.into_parts();
+    let call = Call { app, query, headers: &parts.headers, kind, target };
+    match (info.verb, named) {
+        (Verb::Watch, _) => watch::watch(&call),
+        (Verb::Get, true) if scoped => read::get(&call),
+        (Verb::List, false) => read::list(&call),
+        (Verb::Create, false) if scoped => write::create(&call, body).await,
+        (Verb::Update, true) if scoped => write::update(&call, body).await,
+        (Verb::Patch, true) if scoped => write::patch(&call, body, None).await,
+        (Verb::Delete, true) if scoped => write::delete(&call, body).await,
+        (Verb::DeleteCollection, false) if scoped && kind.verbs.contains(&"deletecollection") => {
+            write::delete_collection(&call, body).await
+        }
+        _ => Err(ApiError::method_not_allowed_here()),
+    }
+}
+
+async fn subresource(
+    app: &Arc<App>,
+    info: &RequestInfo,
+    target: &ResourceRequest,
+    kind: &'static Kind,
+    query: &Query<'_>,
+    request: Request<Incoming>,
+) -> Result<Answer, ApiError> {
+    let sub = kind.subresource(&target.subresource).ok_or_else(ApiError::no_such_path)?;
+    match (sub, info.verb) {
+        (Subresource::Log, Verb::Get) => {
+            let call = Call { app, query, headers: &request.headers().clone(), kind, target };
+            return kubelet::log(&call).await;
+        }
+        (Subresource::PortForward, Verb::Get | Verb::Create) => {
+            let headers = request.headers().clone();
+            let call = Call { app, query, headers: &headers, kind, target };
+            return kubelet::port_forward(&call, request).await;
+        }
+        _ => {}
+    }
+    let (parts, body) = request.into_parts();
+    let call = Call { app, query, headers: &parts.headers, kind, target };
+    match (sub, info.verb) {
+        (Subresource::Status, Verb::Get) => read::get(&call),
+        (Subresource::Status, Verb::Update) => write::update_status(&call, body).await,
+        (Subresource::Scale, Verb::Get) => read::scale(&call),
+        (Subresource::Scale, Verb::Update) => write::update_scale(&call, body).await,
+        (Subresource::Status | Subresource::Scale, Verb::Patch) => write::patch(&call, body, Some(sub)).await,
+        (Subresource::Binding, Verb::Create) => write::bind(&call, body).await,
+        (Subresource::Eviction, Verb::Create) => write::evict(&call, body).await,
+        (Subresource::Finalize, Verb::Update) => write::finalize(&call, body).await,
+        (Subresource::Exec | Subresource::Attach | Subresource::Proxy | Subresource::Token, _)
+        | (Subresource::EphemeralContainers, _) => Err(ApiError::new(
+            501,
+            dhow_api::status::Reason::Unknown,
+            format!("{}/{} is not implemented by this server yet", target.resource, target.subresource),
+        )),
+        _ => Err(ApiError::method_not_allowed_here()),
+    }
+}
