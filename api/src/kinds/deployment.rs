@@ -1,6 +1,6 @@
 //! Deployment: a number of equal pods, changed step by step.
 
-use serde_json::{Map, json};
+use serde_json::Map;
 
 use super::pod::{self, defaults};
 use super::{Column, Kind, Subresource, plain, workload};
@@ -148,28 +148,4 @@ fn bound(path: &Path<'_>, value: Option<&Tree>, faults: &mut Faults) -> Option<i
             value.as_i64()
         }
     }
-}
-
-/// The `Scale` of an object with `spec.replicas` and `spec.selector`.
-pub fn scale_of(tree: &Tree) -> Tree {
-    let selector = crate::selector::LabelSelector::from_tree(
-        tree.get("spec").and_then(|spec| spec.get("selector")).unwrap_or(&Tree::Null),
-    );
-    let mut metadata = Map::new();
-    for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
-        if let Some(value) = meta::at(tree, &format!("metadata.{field}")) {
-            metadata.insert(field.to_owned(), value.clone());
-        }
-    }
-    let mut status = json!({"replicas": meta::int(tree, "status.replicas").unwrap_or(0)});
-    if let Some(text) = selector.ok().map(|selector| selector.to_string()).filter(|text| !text.is_empty()) {
-        meta::set(&mut status, "selector", text);
-    }
-    json!({
-        "kind": "Scale",
-        "apiVersion": "autoscaling/v1",
-        "metadata": metadata,
-        "spec": {"replicas": meta::int(tree, "spec.replicas").unwrap_or(0)},
-        "status": status,
-    })
 }

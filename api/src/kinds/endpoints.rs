@@ -35,7 +35,7 @@ fn validate_subsets(tree: &Tree, faults: &mut Faults) {
         let path = path.index(i);
         let (ready, waiting) = (meta::list(subset, "addresses"), meta::list(subset, "notReadyAddresses"));
         if ready.is_empty() && waiting.is_empty() {
-            faults.push(Fault::required(&path, "must specify `addresses` or `notReadyAddresses`"));
+            faults.push(Fault::required(path, "must specify `addresses` or `notReadyAddresses`"));
         }
         for (field, addresses) in [("addresses", ready), ("notReadyAddresses", waiting)] {
             let path = path.field(field);

@@ -81,7 +81,7 @@ fn validate_slice(tree: &Tree, faults: &mut Faults) {
     let endpoints = meta::list(tree, "endpoints");
     let path = Path::root("endpoints");
     if endpoints.len() > ENDPOINTS_MAX {
-        faults.push(Fault::too_many(&path, endpoints.len(), ENDPOINTS_MAX));
+        faults.push(Fault::too_many(path, endpoints.len(), ENDPOINTS_MAX));
         return;
     }
     for (i, endpoint) in endpoints.iter().enumerate() {
@@ -89,9 +89,9 @@ fn validate_slice(tree: &Tree, faults: &mut Faults) {
         let path = path.field("addresses");
         let addresses = meta::list(endpoint, "addresses");
         if addresses.is_empty() {
-            faults.push(Fault::required(&path, "must contain at least 1 address"));
+            faults.push(Fault::required(path, "must contain at least 1 address"));
         } else if addresses.len() > ADDRESSES_MAX {
-            faults.push(Fault::too_many(&path, addresses.len(), ADDRESSES_MAX));
+            faults.push(Fault::too_many(path, addresses.len(), ADDRESSES_MAX));
         }
         for (j, address) in addresses.iter().filter_map(Tree::as_str).enumerate() {
             let words = match address_type {

@@ -7,7 +7,7 @@ use crate::field::Path;
 use crate::{Tree, meta, validate};
 
 /// The finalizer that keeps a namespace until its content is gone.
-pub const FINALIZER: &str = "kubernetes";
+const FINALIZER: &str = "kubernetes";
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
 /// Namespace.
@@ -55,19 +55,5 @@ fn name_label(tree: &mut Tree) {
     let name = meta::name(tree).to_owned();
     if !name.is_empty() {
         meta::set_label(tree, NAME_LABEL, &name);
-    }
-}
-
-/// The rule of `/finalize`: only `spec.finalizers` changes.
-pub fn prepare_finalize(new: &mut Tree, old: &Tree) {
-    let finalizers = meta::at(new, "spec.finalizers").cloned();
-    let version = meta::at(new, "metadata.resourceVersion").cloned();
-    *new = old.clone();
-    match finalizers {
-        Some(finalizers) => meta::set(new, "spec.finalizers", finalizers),
-        None => drop(meta::remove(new, "spec.finalizers")),
-    }
-    if let Some(version) = version {
-        meta::set(new, "metadata.resourceVersion", version);
     }
 }

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{ALL_VERBS, Column, Kind, Subresource, plain};
-use crate::field::{Faults, Path};
+use crate::field::Path;
 use crate::{Tree, meta};
 
 mod container;
@@ -14,7 +14,7 @@ mod validate;
 mod volumes;
 
 pub(super) use container::port_or_name;
-pub use defaults::{priority_of_class, qos_class};
+use defaults::qos_class;
 pub(super) use validate::template;
 
 /// Pod.
@@ -103,9 +103,4 @@ fn fields(tree: &Tree) -> Vec<(&'static str, String)> {
     let ips: Vec<&str> = meta::list(tree, "status.podIPs").iter().map(|entry| meta::text(entry, "ip")).collect();
     fields.push(("status.podIPs", ips.join(",")));
     fields
-}
-
-/// The faults of a pod's spec, for those that make pods by other ways than a manifest.
-pub fn validate_spec(path: &Path<'_>, spec: &Tree, faults: &mut Faults) {
-    validate::spec(path, spec, faults);
 }

@@ -57,7 +57,7 @@ fn validate_data(tree: &Tree, faults: &mut Faults) {
         bytes += decoded_len(value);
     }
     if bytes > BYTES_MAX {
-        faults.push(Fault::too_long(&path, BYTES_MAX));
+        faults.push(Fault::too_long(path, BYTES_MAX));
     }
     let has = |key: &str| meta::map(tree, "data").is_some_and(|data| data.contains_key(key));
     let needs = |key: &str, faults: &mut Faults| {
@@ -66,11 +66,11 @@ fn validate_data(tree: &Tree, faults: &mut Faults) {
         }
     };
     match meta::text(tree, "type") {
-        "kubernetes.io/service-account-token" => {
-            if meta::annotation(tree, ACCOUNT_ANNOTATION).unwrap_or("").is_empty() {
-                let path = Path::root("metadata.annotations");
-                faults.push(Fault::required(path.key(ACCOUNT_ANNOTATION), ""));
-            }
+        "kubernetes.io/service-account-token"
+            if meta::annotation(tree, ACCOUNT_ANNOTATION).is_none_or(str::is_empty) =>
+        {
+            let path = Path::root("metadata.annotations");
+            faults.push(Fault::required(path.key(ACCOUNT_ANNOTATION), ""));
         }
         "kubernetes.io/dockercfg" => json_entry(&path, tree, ".dockercfg", faults),
         "kubernetes.io/dockerconfigjson" => json_entry(&path, tree, ".dockerconfigjson", faults),

@@ -1,7 +1,7 @@
 //! Service: one name and one address for many pods.
 //!
-//! Addresses and node ports are drawn by the server, which alone knows what is taken; the hooks at the end say what a
-//! service wants.
+//! Addresses and node ports are given out by whoever knows what is taken; here stands how they are written, kept and
+//! checked.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -261,7 +261,7 @@ fn check_ports(path: &Path<'_>, ports: &[Tree], ty: &str, faults: &mut Faults) {
             super::pod::port_or_name(&path.field("targetPort"), port.get("targetPort"), faults);
         }
         if !numbers.insert((protocol, number)) {
-            faults.push(Fault::duplicate(&path, json!({"port": number, "protocol": protocol})));
+            faults.push(Fault::duplicate(path, json!({"port": number, "protocol": protocol})));
         }
         let node_port = meta::int(port, "nodePort").unwrap_or(0);
         if node_port != 0 && (ty == "ClusterIP" || ty == "ExternalName") {
@@ -295,7 +295,7 @@ fn addresses(path: &Path<'_>, spec: &Tree, faults: &mut Faults) {
     let first = list.first().and_then(Tree::as_str).unwrap_or("");
     if !one.is_empty() && !first.is_empty() && one != first {
         let words = "first value must match `clusterIP`";
-        faults.push(Fault::invalid(&at, Tree::from(list.to_vec()), words));
+        faults.push(Fault::invalid(at, Tree::from(list.to_vec()), words));
     }
     for (i, ip) in list.iter().filter_map(Tree::as_str).enumerate() {
         if ip == "None" {
@@ -379,74 +379,11 @@ fn shown_selector(tree: &Tree) -> String {
     if labels.is_empty() { "<none>".to_owned() } else { labels.join(",") }
 }
 
-/// What a service wants for an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AddressWish {
-    /// It needs none: headless, or only another name.
-    None,
-    /// Any free one.
-    Any,
-    /// This one: to be reserved if it is not already its own.
-    This(IpAddr),
-}
-
-/// What the service wants for an address; ask after validation, set the answer with [`set_address`].
-pub fn address_wish(tree: &Tree) -> AddressWish {
-    if service_type(tree) == "ExternalName" {
-        return AddressWish::None;
-    }
-    match meta::text(tree, "spec.clusterIP") {
-        "None" => AddressWish::None,
-        "" => AddressWish::Any,
-        text => text.parse().map_or(AddressWish::None, AddressWish::This),
-    }
-}
-
-/// Gives the service its address.
-pub fn set_address(tree: &mut Tree, ip: IpAddr) {
-    meta::set(tree, "spec.clusterIP", ip.to_string());
-    meta::set(tree, "spec.clusterIPs", json!([ip.to_string()]));
-    meta::set(tree, "spec.ipFamilies", json!([if ip.is_ipv6() { "IPv6" } else { "IPv4" }]));
-    normalize(tree);
-}
-
-/// One port that wants to be reached on every node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NodePortWish {
-    /// Its place in `spec.ports`.
-    pub index: usize,
-    /// The number that it asks for or already has.
-    pub number: Option<u16>,
-    /// `TCP`, `UDP`, `SCTP`
-    pub protocol: String,
-}
-
 /// Whether the ports of the service are opened on nodes.
-pub fn needs_node_ports(tree: &Tree) -> bool {
+fn needs_node_ports(tree: &Tree) -> bool {
     match service_type(tree) {
         "NodePort" => true,
-        "LoadBalancer" => meta::at(tree, "spec.allocateLoadBalancerNodePorts").and_then(Tree::as_bool).unwrap_or(true),
+        "LoadBalancer" => meta::at(tree, "spec.allocateLoadBalancerNodePorts") != Some(&Tree::Bool(false)),
         _ => false,
-    }
-}
-
-/// What the service wants for node ports; answer with [`set_node_port`].
-pub fn node_port_wishes(tree: &Tree) -> Vec<NodePortWish> {
-    if !needs_node_ports(tree) {
-        return Vec::new();
-    }
-    let wish = |(index, port): (usize, &Tree)| NodePortWish {
-        index,
-        number: meta::int(port, "nodePort").and_then(|number| u16::try_from(number).ok()).filter(|number| *number != 0),
-        protocol: meta::text(port, "protocol").to_owned(),
-    };
-    meta::list(tree, "spec.ports").iter().enumerate().map(wish).collect()
-}
-
-/// Gives a port its node port.
-pub fn set_node_port(tree: &mut Tree, index: usize, number: u16) {
-    let port = meta::at_mut(tree, "spec.ports").and_then(Tree::as_array_mut).and_then(|ports| ports.get_mut(index));
-    if let Some(port) = port {
-        meta::set(port, "nodePort", number);
     }
 }

@@ -218,9 +218,9 @@ fn environment_sources(path: &Path<'_>, container: &Tree, faults: &mut Faults) {
         let found: Vec<&str> =
             ["configMapRef", "secretRef"].into_iter().filter(|name| meta::at(source, name).is_some()).collect();
         match found.as_slice() {
-            [] => faults.push(Fault::invalid(&path, "", "must specify one of: `configMapRef` or `secretRef`")),
+            [] => faults.push(Fault::invalid(path, "", "must specify one of: `configMapRef` or `secretRef`")),
             [_] => {}
-            _ => faults.push(Fault::invalid(&path, "", "may not have more than one field specified at a time")),
+            _ => faults.push(Fault::invalid(path, "", "may not have more than one field specified at a time")),
         }
         for name in found {
             if source.get(name).is_some_and(|reference| meta::text(reference, "name").is_empty()) {
@@ -294,21 +294,21 @@ fn amounts(path: &Path<'_>, map: Option<&serde_json::Map<String, Tree>>, faults:
         let standard =
             matches!(name.as_str(), "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
         if named && !standard && !name.contains('/') {
-            faults.push(Fault::invalid(&path, name.as_str(), "must be a standard resource type or fully qualified"));
-            faults.push(Fault::invalid(&path, name.as_str(), "must be a standard resource for containers"));
+            faults.push(Fault::invalid(path, name.as_str(), "must be a standard resource type or fully qualified"));
+            faults.push(Fault::invalid(path, name.as_str(), "must be a standard resource for containers"));
         }
         match amount(value) {
             Some(quantity) if quantity.is_negative() => {
                 let words = "must be greater than or equal to 0";
-                faults.push(Fault::invalid(&path, quantity.to_canonical(), words));
+                faults.push(Fault::invalid(path, quantity.to_canonical(), words));
             }
             Some(quantity) if name.contains('/') && !quantity.is_whole() => {
-                faults.push(Fault::invalid(&path, quantity.to_canonical(), "must be an integer"));
+                faults.push(Fault::invalid(path, quantity.to_canonical(), "must be an integer"));
             }
             Some(_) => {}
             None => {
                 let words = crate::quantity::QuantityError::Form.to_string();
-                faults.push(Fault::invalid(&path, value.clone(), words));
+                faults.push(Fault::invalid(path, value.clone(), words));
             }
         }
     }
@@ -326,7 +326,7 @@ fn life(path: &Path<'_>, container: &Tree, role: Role, faults: &mut Faults) {
     if let Some(hooks) = meta::at(container, "lifecycle") {
         let path = path.field("lifecycle");
         if once {
-            faults.push(Fault::forbidden(&path, "may not be set for init containers without restartPolicy=Always"));
+            faults.push(Fault::forbidden(path, "may not be set for init containers without restartPolicy=Always"));
         }
         for name in ["postStart", "preStop"] {
             if let Some(hook) = meta::at(hooks, name) {
@@ -338,7 +338,7 @@ fn life(path: &Path<'_>, container: &Tree, role: Role, faults: &mut Faults) {
         let Some(it) = meta::at(container, name) else { continue };
         let path = path.field(name);
         if once {
-            faults.push(Fault::forbidden(&path, "may not be set for init containers without restartPolicy=Always"));
+            faults.push(Fault::forbidden(path, "may not be set for init containers without restartPolicy=Always"));
             continue;
         }
         probe(&path, it, faults);

@@ -212,7 +212,7 @@ pub(super) fn admit(tree: &mut Tree) {
 }
 
 /// The priority of the two classes that every cluster has; zero for pods without a class.
-pub fn priority_of_class(class: &str) -> i64 {
+fn priority_of_class(class: &str) -> i64 {
     match class {
         "system-node-critical" => 2_000_001_000,
         "system-cluster-critical" => 2_000_000_000,
@@ -242,7 +242,7 @@ fn tolerate(spec: &mut Tree, taint: &str) {
 
 /// `Guaranteed` if every container limits both cpu and memory to what it requests, `BestEffort` if none asks for
 /// anything, `Burstable` otherwise.
-pub fn qos_class(tree: &Tree) -> &'static str {
+pub(super) fn qos_class(tree: &Tree) -> &'static str {
     let containers = || meta::list(tree, "spec.containers").iter().chain(meta::list(tree, "spec.initContainers"));
     let amount = |container: &Tree, map: &str, name: &str| {
         let value = meta::map(container, map)?.get(name)?;

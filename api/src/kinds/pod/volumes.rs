@@ -137,13 +137,13 @@ fn downward(path: &Path<'_>, source: &Tree, faults: &mut Faults) {
         match (meta::at(item, "fieldRef"), meta::at(item, "resourceFieldRef")) {
             (Some(_), Some(_)) => {
                 let words = "fieldRef and resourceFieldRef can not be specified simultaneously";
-                faults.push(Fault::invalid(&path, "resource", words));
+                faults.push(Fault::invalid(path, "resource", words));
             }
             (Some(reference), None) => {
                 super::container::field_ref(&path.field("fieldRef"), reference, FIELDS, faults);
             }
             (None, Some(_)) => {}
-            (None, None) => faults.push(Fault::required(&path, "one of fieldRef and resourceFieldRef is required")),
+            (None, None) => faults.push(Fault::required(path, "one of fieldRef and resourceFieldRef is required")),
         }
         mode(&path.field("mode"), meta::int(item, "mode"), faults);
     }
