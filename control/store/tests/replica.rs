@@ -1,5 +1,7 @@
 //! The store as its users see it: what is acknowledged stays, whatever happens to the process.
 
+#![allow(clippy::unwrap_used, reason = "a test may stop where it finds what it does not expect")]
+
 use bytes::Bytes;
 use dhow_state::{Expect, Key, Op, Rejected, Txn};
 use dhow_store::{Config, Filter, From, OpenError, Replica, WatchItem, WriteError};
@@ -146,6 +148,7 @@ async fn load(replica: &Replica, seed: u64, tasks: u64, writes: u64) -> BTreeMap
 async fn a_copy_at_any_moment_holds_all_that_was_acknowledged_before() {
     let dir = tempfile::tempdir().unwrap();
     let replica = open(config(dir.path())).await.unwrap();
+    let mut refused = 0;
     for round in 0..6 {
         let acknowledged = load(&replica, round, 8, 40).await;
         // More writes run while the copy is made; flushes and rotations happen in the middle of it.
@@ -169,7 +172,10 @@ async fn a_copy_at_any_moment_holds_all_that_was_acknowledged_before() {
             Ok(crashed) => crashed,
             // The copy is not of one instant: the database may be caught in a flush, the log in the dropping of a
             // segment. That must be seen; what must not be is a start that lacks something.
-            Err(OpenError::Damaged { .. } | OpenError::Io { .. }) => continue,
+            Err(OpenError::Damaged { .. } | OpenError::Io { .. }) => {
+                refused += 1;
+                continue;
+            }
             Err(error) => panic!("round {round}: {error}"),
         };
         for (name, data) in &acknowledged {
@@ -177,6 +183,7 @@ async fn a_copy_at_any_moment_holds_all_that_was_acknowledged_before() {
         }
         crashed.close().await;
     }
+    assert!(refused < 6, "most copies are good enough to say something");
     replica.close().await;
 }
 
