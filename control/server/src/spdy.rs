@@ -276,7 +276,7 @@ fn read_control(ty: u16, fin: bool, payload: &[u8], headers: &mut Headers) -> io
 
 /// What is written.
 #[derive(Debug)]
-enum Send {
+enum Out {
     Reply { id: u32 },
     Data { id: u32, bytes: Bytes, fin: bool },
     Reset { id: u32, status: u32 },
@@ -290,24 +290,24 @@ fn put_control(out: &mut BytesMut, ty: u16, payload: &[u8]) {
     out.put_slice(payload);
 }
 
-fn put(out: &mut BytesMut, send: &Send, headers: &mut Headers) -> io::Result<()> {
+fn put(out: &mut BytesMut, send: &Out, headers: &mut Headers) -> io::Result<()> {
     match send {
-        Send::Reply { id } => {
+        Out::Reply { id } => {
             let mut payload = id.to_be_bytes().to_vec();
             payload.extend(headers.write(&[])?);
             put_control(out, SYN_REPLY, &payload);
         }
-        Send::Data { id, bytes, fin } => {
+        Out::Data { id, bytes, fin } => {
             out.put_u32(*id);
             let len = u32::try_from(bytes.len()).unwrap_or(0) & 0x00ff_ffff;
             out.put_u32(u32::from(u8::from(*fin)) << 24 | len);
             out.put_slice(bytes);
         }
-        Send::Reset { id, status } => {
+        Out::Reset { id, status } => {
             let payload = [id.to_be_bytes(), status.to_be_bytes()].concat();
             put_control(out, RST_STREAM, &payload);
         }
-        Send::Ping { id } => put_control(out, PING, &id.to_be_bytes()),
+        Out::Ping { id } => put_control(out, PING, &id.to_be_bytes()),
     }
     Ok(())
 }
@@ -315,13 +315,13 @@ fn put(out: &mut BytesMut, send: &Send, headers: &mut Headers) -> io::Result<()>
 /// Serves one port-forward session. `dial` connects to a port of the pod.
 pub(crate) async fn serve<S, D, F, P>(stream: S, dial: D) -> io::Result<()>
 where
-    S: AsyncRead + AsyncWrite + std::marker::Send,
+    S: AsyncRead + AsyncWrite + Send,
     D: Fn(u16) -> F,
-    F: Future<Output = Result<P, String>> + std::marker::Send + 'static,
-    P: AsyncRead + AsyncWrite + std::marker::Send + 'static,
+    F: Future<Output = Result<P, String>> + Send + 'static,
+    P: AsyncRead + AsyncWrite + Send + 'static,
 {
     let (mut reader, mut writer) = tokio::io::split(Box::pin(stream));
-    let (send, mut sends) = mpsc::channel::<Send>(FRAMES_QUEUE_MAX);
+    let (send, mut sends) = mpsc::channel::<Out>(FRAMES_QUEUE_MAX);
     let write = async move {
         let mut headers = Headers::new()?;
         let mut out = BytesMut::new();
@@ -378,7 +378,7 @@ struct Stream {
 }
 
 struct Session<D> {
-    send: mpsc::Sender<Send>,
+    send: mpsc::Sender<Out>,
     dial: D,
     streams: BTreeMap<u32, Stream>,
     halves: BTreeMap<String, Halves>,
@@ -389,8 +389,8 @@ impl<D> Session<D> {
     async fn handle<F, P>(&mut self, frame: Frame)
     where
         D: Fn(u16) -> F,
-        F: Future<Output = Result<P, String>> + std::marker::Send + 'static,
-        P: AsyncRead + AsyncWrite + std::marker::Send + 'static,
+        F: Future<Output = Result<P, String>> + Send + 'static,
+        P: AsyncRead + AsyncWrite + Send + 'static,
     {
         while let Some(Ok(id)) = self.tasks.try_join_next() {
             self.streams.remove(&id);
@@ -407,29 +407,29 @@ impl<D> Session<D> {
                 }
             }
             // The client's pings have odd numbers and want an answer; even ones would answer ours.
-            Frame::Ping { id } if id % 2 == 1 => self.put(Send::Ping { id }).await,
+            Frame::Ping { id } if id % 2 == 1 => self.put(Out::Ping { id }).await,
             Frame::Ping { .. } | Frame::GoAway | Frame::Other => {}
         }
     }
 
     /// A writer that is gone has ended the session already.
-    async fn put(&self, send: Send) {
+    async fn put(&self, send: Out) {
         let _gone = self.send.send(send).await;
     }
 
     async fn open<F, P>(&mut self, id: u32, headers: &[(String, String)], fin: bool)
     where
         D: Fn(u16) -> F,
-        F: Future<Output = Result<P, String>> + std::marker::Send + 'static,
-        P: AsyncRead + AsyncWrite + std::marker::Send + 'static,
+        F: Future<Output = Result<P, String>> + Send + 'static,
+        P: AsyncRead + AsyncWrite + Send + 'static,
     {
         let header = |name: &str| headers.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value.as_str());
         let port = header("port").parse::<u16>().ok().filter(|port| *port != 0);
         let ty = header("streamtype");
         let (Some(port), true) = (port, matches!(ty, "error" | "data") && self.streams.len() < STREAMS_MAX) else {
-            return self.put(Send::Reset { id, status: REFUSED_STREAM }).await;
+            return self.put(Out::Reset { id, status: REFUSED_STREAM }).await;
         };
-        self.put(Send::Reply { id }).await;
+        self.put(Out::Reply { id }).await;
         // Clients from before request ids opened the error stream and then, with the next number, its data stream.
         let request = match header("requestid") {
             "" if ty == "error" => format!("#{id}"),
@@ -464,7 +464,7 @@ impl<D> Session<D> {
         {
             // The pod takes no more.
             stream.pieces = None;
-            return self.put(Send::Reset { id, status: CANCEL }).await;
+            return self.put(Out::Reset { id, status: CANCEL }).await;
         }
         if fin && let Some(stream) = self.streams.get_mut(&id) {
             stream.pieces = None;
@@ -478,10 +478,10 @@ async fn forward<P>(
     error: u32,
     data: u32,
     incoming: Incoming,
-    send: mpsc::Sender<Send>,
+    send: mpsc::Sender<Out>,
 ) -> u32
 where
-    P: AsyncRead + AsyncWrite + std::marker::Send,
+    P: AsyncRead + AsyncWrite + Send,
 {
     let Incoming { mut pieces, reset } = incoming;
     let problem = match dial.await {
@@ -501,12 +501,12 @@ where
                 let mut buffer = BytesMut::with_capacity(READ_BYTES);
                 while let Ok(1..) = reader.read_buf(&mut buffer).await {
                     let bytes = buffer.split().freeze();
-                    if send.send(Send::Data { id: data, bytes, fin: false }).await.is_err() {
+                    if send.send(Out::Data { id: data, bytes, fin: false }).await.is_err() {
                         return;
                     }
                     buffer.reserve(READ_BYTES);
                 }
-                let _gone = send.send(Send::Data { id: data, bytes: Bytes::new(), fin: true }).await;
+                let _gone = send.send(Out::Data { id: data, bytes: Bytes::new(), fin: true }).await;
             };
             tokio::select! {
                 _ = async { tokio::join!(up, down) } => None,
@@ -517,9 +517,9 @@ where
     let failed = problem.is_some();
     let bytes = problem.map(Bytes::from).unwrap_or_default();
     // The client waits for the end of the error stream before it forgets the connection.
-    let _gone = send.send(Send::Data { id: error, bytes, fin: true }).await;
+    let _gone = send.send(Out::Data { id: error, bytes, fin: true }).await;
     if failed {
-        let _gone = send.send(Send::Data { id: data, bytes: Bytes::new(), fin: true }).await;
+        let _gone = send.send(Out::Data { id: data, bytes: Bytes::new(), fin: true }).await;
     }
     data
 }
@@ -584,7 +584,7 @@ mod tests {
 
         async fn data(&mut self, id: u32, bytes: &'static str, fin: bool) {
             let mut out = BytesMut::new();
-            put(&mut out, &Send::Data { id, bytes: bytes.into(), fin }, &mut self.headers).unwrap();
+            put(&mut out, &Out::Data { id, bytes: bytes.into(), fin }, &mut self.headers).unwrap();
             self.io.write_all(&out).await.unwrap();
         }
 
@@ -603,7 +603,7 @@ mod tests {
     }
 
     fn session(
-        dial: impl Fn(u16) -> Result<DuplexStream, String> + std::marker::Send + 'static,
+        dial: impl Fn(u16) -> Result<DuplexStream, String> + Send + Sync + 'static,
     ) -> (Client, tokio::task::JoinHandle<io::Result<()>>) {
         let (ours, theirs) = tokio::io::duplex(64 << 10);
         let dial = move |port| std::future::ready(dial(port));

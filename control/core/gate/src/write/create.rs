@@ -27,12 +27,13 @@ pub fn create(ctx: &Context<'_>, kind: &Kind, namespace: &str, mut tree: Tree) -
     (kind.default)(&mut tree);
     (kind.prepare_create)(&mut tree);
     kind.check_create(&tree)?;
-    service::allocate(ctx, kind, &mut tree, None, &mut rng)?;
     let key = key_of(kind, Name { namespace: meta::namespace(&tree), name: meta::name(&tree) });
     let exists = ctx.view.get(&key).is_some();
     if exists && meta::generate_name(&tree).is_empty() {
         return Err(ApiError::already_exists(&kind.resource(), &key.name));
     }
+    // Only now, so that a Service that is there already is not told that its own address is taken.
+    service::allocate(ctx, kind, &mut tree, None, &mut rng)?;
     let plan = Plan::write(put(key, &tree, Expect::Absent)?, Reply::Stored, 201);
     Ok(if ctx.dry_run { plan.dry(tree) } else { plan })
 }

@@ -361,6 +361,8 @@ fn services_get_addresses_and_ports() {
     assert_eq!(ip.octets()[..2], [10, 43]);
     let port = second["spec"]["ports"][0]["nodePort"].as_i64().unwrap();
     assert!((30000..=32767).contains(&port));
+    let same = cluster.create("services", service("a", json!({"clusterIP": "10.43.0.7"})));
+    assert_eq!(refusal(same), "409 AlreadyExists services \"a\" already exists");
     let headless = cluster.create("services", service("c", json!({"clusterIP": "None"}))).unwrap();
     assert_eq!(headless["spec"]["clusterIP"], "None");
     let external = json!({"type": "ExternalName", "externalName": "example.com"});
