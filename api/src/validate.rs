@@ -143,7 +143,7 @@ pub fn qualified_name(text: &str) -> Vec<String> {
         _ => {
             let form = form_fault(QUALIFIED_WORDS, QUALIFIED_FORM, EXAMPLES);
             let tail = "with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')";
-            faults.push(format!("a qualified name {form} {tail}"));
+            faults.push(format!("a valid label key {form} {tail}"));
             return faults;
         }
     };
@@ -322,7 +322,7 @@ fn common_meta(path: &Path<'_>, tree: &Tree, faults: &mut Faults) {
         push_all(&finalizers_path, *finalizer, qualified_name(finalizer), faults);
     }
     if finalizers.contains(&"foregroundDeletion") && finalizers.contains(&"orphan") {
-        let words = "finalizer foregroundDeletion and orphan cannot be both set";
+        let words = "finalizer orphan and foregroundDeletion cannot be both set";
         faults.push(Fault::invalid(finalizers_path, json!(finalizers), words));
     }
 }
@@ -332,25 +332,30 @@ fn owner_references(path: &Path<'_>, tree: &Tree, faults: &mut Faults) {
     for owner in meta::owner_refs(tree) {
         let version = owner.api_version.rsplit('/').next().unwrap_or("");
         if version.is_empty() {
-            faults.push(Fault::invalid(path.field("apiVersion"), owner.api_version, "version must not be empty"));
+            let words = "version must not be empty";
+            faults.push(Fault::invalid(path.field("apiVersion"), owner.api_version.as_str(), words));
         }
         for (field, value) in [("kind", &owner.kind), ("name", &owner.name), ("uid", &owner.uid)] {
             if value.is_empty() {
                 faults.push(Fault::invalid(path.field(field), "", "must not be empty"));
             }
         }
+        if (owner.api_version.as_str(), owner.kind.as_str()) == ("v1", "Event") {
+            let words = "/v1, Kind=Event is disallowed from being an owner";
+            faults.push(Fault::invalid(path, owner.name.as_str(), words));
+        }
         if !owner.controller {
             continue;
         }
+        let name = format!("{}/{}", owner.kind, owner.name);
         if let Some(first) = &controller {
             let words = format!(
-                "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {}",
-                owner.name
+                "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {name}"
             );
             let value = meta::at(tree, "metadata.ownerReferences").cloned().unwrap_or(Tree::Null);
             faults.push(Fault::invalid(path, value, words));
         }
-        controller.get_or_insert(owner.name);
+        controller.get_or_insert(name);
     }
 }
 
@@ -367,17 +372,10 @@ pub fn object_meta_update(new: &Tree, old: &Tree, faults: &mut Faults) {
             faults.push(Fault::forbidden(path.field("finalizers"), words));
         }
     }
-    for field in ["name", "namespace", "uid", "creationTimestamp"] {
+    let fixed = ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"];
+    for field in fixed {
         let at = format!("metadata.{field}");
         immutable(&path.field(field), meta::at(new, &at), meta::at(old, &at), faults);
-    }
-    for field in ["deletionTimestamp", "deletionGracePeriodSeconds"] {
-        let at = format!("metadata.{field}");
-        let (new, old) = (meta::at(new, &at), meta::at(old, &at));
-        if new != old {
-            let words = "field is immutable; may only be changed via deletion";
-            faults.push(Fault::invalid(path.field(field), new.cloned().unwrap_or(Tree::Null), words));
-        }
     }
     if meta::generation(new) < meta::generation(old) {
         faults.push(Fault::invalid(path.field("generation"), meta::generation(new), "must not be decremented"));

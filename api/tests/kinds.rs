@@ -40,7 +40,10 @@ fn check(folder: &str, run: impl Fn(&str) -> String) {
     for case in cases(folder) {
         let found = run(&case.input).trim_end().to_owned();
         if std::env::var_os("UPDATE_EXPECT").is_some() {
-            fs::write(&case.path, format!("{}\n---\n{found}\n", case.input)).unwrap();
+            // Other tests may read the file meanwhile: it changes at once or not at all.
+            let whole = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{folder}-case"));
+            fs::write(&whole, format!("{}\n---\n{found}\n", case.input)).unwrap();
+            fs::rename(&whole, &case.path).unwrap();
         } else if found != case.expected {
             wrong.push(format!("{}:\nexpected\n{}\nfound\n{found}", case.path.display(), case.expected));
         }

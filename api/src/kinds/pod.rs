@@ -78,7 +78,7 @@ fn prepare_create(tree: &mut Tree) {
     meta::set_generation(tree, 1);
 }
 
-/// A status update may not make a terminal phase, the QoS class or a deletion undone.
+/// The QoS class follows from the spec and stays.
 fn prepare_status(new: &mut Tree, old: &Tree) {
     super::status_only(new, old);
     if let Some(qos) = meta::at(old, "status.qosClass") {
