@@ -1,0 +1,167 @@
+//! One UDP port that dials and accepts.
+
+use crate::connection::Connection;
+use crate::error::QuicError;
+use crate::tls::Tls;
+use quinn::{EndpointConfig, IdleTimeout, TransportConfig, VarInt};
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::{JoinHandle, JoinSet};
+
+/// A link that says nothing for so long is dead.
+const IDLE: Duration = Duration::from_secs(30);
+/// How often a quiet link says something: several times within [`IDLE`], and often enough for NATs.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Streams that a peer may have open at first. quinn sets memory aside for each, so that a link begins small and
+/// [`Connection`] raises the limit as it is needed.
+pub(crate) const STREAMS_START: u32 = 256;
+/// Unread bytes: of one stream, of all streams of a link, and unacknowledged ones on the way out.
+const STREAM_WINDOW: u32 = 1024 * 1024;
+const LINK_WINDOW: u32 = 32 * 1024 * 1024;
+const SEND_WINDOW: u64 = 8 * 1024 * 1024;
+/// The kernel's buffers for the port; it gives less if its own limit is lower.
+const SOCKET_BYTES: usize = 4 * 1024 * 1024;
+/// Handshakes under way. From half of it on a caller must first show that its address is real; beyond it, it is
+/// refused.
+const HANDSHAKES_MAX: usize = 256;
+/// How long a handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Made connections that wait to be accepted; more wait in their handshakes.
+const ACCEPTED_MAX: usize = 64;
+
+/// One UDP port with an identity. Cheap to clone; [`Endpoint::close`] ends it for all.
+#[derive(Clone)]
+pub struct Endpoint(Arc<Inner>);
+
+struct Inner {
+    endpoint: quinn::Endpoint,
+    addr: SocketAddr,
+    accepted: Mutex<mpsc::Receiver<Connection>>,
+    acceptor: JoinHandle<()>,
+}
+
+impl Endpoint {
+    /// Opens the port. Call it inside a tokio runtime.
+    pub fn bind(addr: SocketAddr, tls: &Tls) -> Result<Endpoint, QuicError> {
+        let transport = Arc::new(transport());
+        let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls.server()?));
+        server.transport_config(transport.clone());
+        let mut client = quinn::ClientConfig::new(Arc::new(tls.client()?));
+        client.transport_config(transport);
+        let bind = || -> io::Result<(quinn::Endpoint, SocketAddr)> {
+            let socket = UdpSocket::bind(addr)?;
+            let options = socket2::SockRef::from(&socket);
+            options.set_recv_buffer_size(SOCKET_BYTES)?;
+            options.set_send_buffer_size(SOCKET_BYTES)?;
+            let runtime = Arc::new(quinn::TokioRuntime);
+            let mut endpoint = quinn::Endpoint::new(EndpointConfig::default(), Some(server), socket, runtime)?;
+            endpoint.set_default_client_config(client);
+            let addr = endpoint.local_addr()?;
+            Ok((endpoint, addr))
+        };
+        let (endpoint, addr) = bind().map_err(|error| QuicError::Bind { addr, reason: error.to_string() })?;
+        let (sender, accepted) = mpsc::channel(ACCEPTED_MAX);
+        let acceptor = tokio::spawn(accept(endpoint.clone(), sender));
+        Ok(Endpoint(Arc::new(Inner { endpoint, addr, accepted: Mutex::new(accepted), acceptor })))
+    }
+
+    /// The address, with the port that was found.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.0.addr
+    }
+
+    /// Connects to the peer at `addr`, whose certificate must be good for `server_name`.
+    pub async fn connect(&self, addr: SocketAddr, server_name: &str) -> Result<Connection, QuicError> {
+        let failed = |error: &dyn std::fmt::Display| QuicError::Connect { addr, reason: error.to_string() };
+        let connecting = self.0.endpoint.connect(addr, server_name).map_err(|error| failed(&error))?;
+        match tokio::time::timeout(HANDSHAKE, connecting).await {
+            Err(_) => Err(QuicError::TimedOut),
+            Ok(made) => Connection::new(made.map_err(|error| failed(&error))?),
+        }
+    }
+
+    /// The next connection whose certificate is good; `None` once the endpoint is closed. Cancel-safe.
+    pub async fn accept(&self) -> Option<Connection> {
+        self.0.accepted.lock().await.recv().await
+    }
+
+    /// Ends all connections and accepts none any more.
+    pub fn close(&self) {
+        self.0.endpoint.close(VarInt::from_u32(0), b"closed");
+    }
+
+    /// After [`Endpoint::close`]: waits until the peers have been told.
+    pub async fn drained(&self) {
+        self.0.endpoint.wait_idle().await;
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.close_all();
+    }
+}
+
+impl Inner {
+    fn close_all(&self) {
+        self.endpoint.close(VarInt::from_u32(0), b"closed");
+        self.acceptor.abort();
+    }
+}
+
+fn transport() -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    transport
+        .max_idle_timeout(Some(IdleTimeout::try_from(IDLE).expect("half a minute is a timeout")))
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .max_concurrent_bidi_streams(STREAMS_START.into())
+        .max_concurrent_uni_streams(0u32.into())
+        .stream_receive_window(STREAM_WINDOW.into())
+        .receive_window(LINK_WINDOW.into())
+        .send_window(SEND_WINDOW);
+    transport
+}
+
+/// The task that carries handshakes out, many at once, so that a slow one holds up nobody. Ends when the endpoint is
+/// closed; aborted with it.
+async fn accept(endpoint: quinn::Endpoint, accepted: mpsc::Sender<Connection>) {
+    let mut handshakes = JoinSet::new();
+    loop {
+        tokio::select! {
+            incoming = endpoint.accept() => {
+                let Some(incoming) = incoming else { break };
+                let many = handshakes.len();
+                if many >= HANDSHAKES_MAX {
+                    incoming.refuse();
+                } else if many >= HANDSHAKES_MAX / 2 && incoming.may_retry() {
+                    if let Err(error) = incoming.retry() {
+                        tracing::debug!(%error, "caller is not asked to prove its address");
+                    }
+                } else {
+                    handshakes.spawn(handshake(incoming, accepted.clone()));
+                }
+            }
+            Some(_) = handshakes.join_next(), if !handshakes.is_empty() => {}
+        }
+    }
+}
+
+async fn handshake(incoming: quinn::Incoming, accepted: mpsc::Sender<Connection>) {
+    let from = incoming.remote_address();
+    let made = match tokio::time::timeout(HANDSHAKE, incoming).await {
+        Ok(made) => made.map_err(|error| QuicError::Lost(error.to_string())).and_then(Connection::new),
+        Err(_) => Err(QuicError::TimedOut),
+    };
+    match made {
+        Ok(connection) => {
+            // Nobody to take it: the endpoint is going.
+            if accepted.send(connection).await.is_err() {
+                tracing::debug!(%from, "link comes too late");
+            }
+        }
+        Err(error) => tracing::warn!(%from, %error, "link is refused"),
+    }
+}
