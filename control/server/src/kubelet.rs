@@ -56,14 +56,18 @@ async fn ask(app: &App, node: &str, path: &str, upgrade: Option<&'static str>) -
 /// A node's refusal as a `Status`.
 async fn refusal(answer: Response<Incoming>) -> ApiError {
     let code = answer.status().as_u16();
-    let text = match Limited::new(answer.into_body(), ERROR_BYTES_MAX).collect().await {
-        Ok(body) => String::from_utf8_lossy(&body.to_bytes()).trim().to_owned(),
-        Err(error) => error.to_string(),
-    };
+    let text = text_of(answer).await;
     match code {
         400 => ApiError::bad_request(text),
         404 => ApiError::new(404, Reason::NotFound, text),
         _ => ApiError::internal(text),
+    }
+}
+
+async fn text_of(answer: Response<Incoming>) -> String {
+    match Limited::new(answer.into_body(), ERROR_BYTES_MAX).collect().await {
+        Ok(body) => String::from_utf8_lossy(&body.to_bytes()).trim().to_owned(),
+        Err(error) => error.to_string(),
     }
 }
 
@@ -165,7 +169,7 @@ impl Dial {
         let failed = |why: &str| format!("error forwarding port {port} to pod {pod}: {why}");
         let answer = ask(&app, &node, &path, Some(NODE_PROTOCOL)).await.map_err(|error| failed(&error.message))?;
         if answer.status() != http::StatusCode::SWITCHING_PROTOCOLS {
-            return Err(failed(&refusal(answer).await.message));
+            return Err(failed(&text_of(answer).await));
         }
         hyper::upgrade::on(answer).await.map(TokioIo::new).map_err(|error| failed(&error.to_string()))
     }
