@@ -3,6 +3,8 @@
 //! Each file of `tests/data` holds a manifest, a line `---`, and what must come of it. `UPDATE_EXPECT=1` writes the
 //! second part anew, to be read and committed.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot read its data has failed")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
