@@ -28,6 +28,7 @@ pub static SERVICE: Kind = Kind {
     categories: &["all"],
     schema: "io.k8s.api.core.v1.Service",
     subresources: &[Subresource::Status],
+    allow_create_on_update: true,
     name_faults: validate::dns1035_label,
     default,
     prepare_create: |tree| {
