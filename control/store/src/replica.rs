@@ -10,9 +10,11 @@ use dhow_consensus::Consensus;
 use dhow_state::{Applied, Compacted, HistoryMax, Op, State, Txn};
 use dhow_types::Revision;
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -82,7 +84,9 @@ impl Replica {
         let consensus =
             Consensus::new(dhow_consensus::Config { member: config.member, seed, tick_ms: TICK_MS }, restored)
                 .map_err(|error| damaged(&dir, &error.to_string()))?;
-        let flusher = Flusher::start(objects, config.flush_every).map_err(failed("starting a thread for", &dir))?;
+        let disk = dir.clone();
+        let flusher = Flusher::start(objects, config.flush_every, move || free_bytes(&disk))
+            .map_err(failed("starting a thread for", &dir))?;
         let shared = Arc::new(Shared { hub: Hub::new(state.revision()), state: RwLock::new(state) });
         let (sender, requests) = mpsc::channel(REQUESTS_MAX);
         let driver = Driver {
@@ -189,6 +193,20 @@ fn start(driver: Driver) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     std::thread::Builder::new().name("dhow-replica".into()).spawn(move || runtime.block_on(driver.run()))?;
     Ok(())
+}
+
+/// What the file system of `path` has left for us; plenty if it does not say.
+fn free_bytes(path: &Path) -> u64 {
+    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return u64::MAX };
+    let mut found = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the path ends in zero, and the kernel fills the whole struct if it returns zero.
+    let found = unsafe {
+        if libc::statvfs(path.as_ptr(), found.as_mut_ptr()) != 0 {
+            return u64::MAX;
+        }
+        found.assume_init()
+    };
+    found.f_bavail.saturating_mul(found.f_frsize)
 }
 
 fn value_bytes(op: &Op) -> usize {

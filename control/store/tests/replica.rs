@@ -437,3 +437,30 @@ async fn values_come_back_as_they_were_given() {
         r#"{ "z": 1.50, "a": 1e400, "metadata": {"resourceVersion":"1","name":"odd", "x": [] }, "u": "\u00e9é" }"#;
     assert_eq!(got, want.as_bytes());
 }
+
+#[tokio::test]
+async fn a_full_disk_refuses_writes_until_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let replica = open(config(dir.path())).await.unwrap();
+    // Directories in the place of the next segment's files stand for a disk that gives no more room.
+    let blocks = ["next.tmp", "spare.tmp"].map(|name| dir.path().join("wal").join(name));
+    blocks.iter().for_each(|block| fs::create_dir(block).unwrap());
+    let mut kept = 0;
+    let why = loop {
+        match replica.write(put(&format!("n{kept}"), &"x".repeat(2_000), Expect::Any)).await {
+            Ok(_) => kept += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(&why, WriteError::Unavailable(why) if why.contains("free space")), "{why:?}");
+    assert_eq!(replica.barrier().await.unwrap(), Revision(kept));
+    assert_eq!(replica.state().len() as u64, kept);
+    blocks.iter().for_each(|block| fs::remove_dir(block).unwrap());
+    while let Err(error) = replica.write(put("again", "x", Expect::Any)).await {
+        assert!(matches!(error, WriteError::Unavailable(_)), "{error:?}");
+    }
+    assert_eq!(replica.state().len() as u64, kept + 1);
+    replica.close().await;
+    let replica = open(config(dir.path())).await.unwrap();
+    assert_eq!(replica.state().len() as u64, kept + 1);
+}
