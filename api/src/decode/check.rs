@@ -60,8 +60,7 @@ impl Walk {
             (FieldType::String, Tree::String(_))
             | (FieldType::Bool, Tree::Bool(_))
             | (FieldType::Double, Tree::Number(_))
-            | (FieldType::Raw, Tree::Object(_))
-            | (FieldType::FieldsV1, Tree::Object(_)) => Ok(()),
+            | (FieldType::Raw | FieldType::FieldsV1, _) => Ok(()),
             (FieldType::Int32, Tree::Number(number)) => match whole(number) {
                 Some(whole) if i32::try_from(whole).is_ok() => Ok(()),
                 _ => Err(at.wrong(&format!("number {number}"), ty)),

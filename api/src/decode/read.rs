@@ -11,6 +11,10 @@ use crate::field::Path;
 /// The key under which `serde_json` hands out numbers whose text it keeps.
 const NUMBER_KEY: &str = "$serde_json::private::Number";
 
+/// How much a text may grow while it is read, beside four times its own length. JSON never grows; YAML's aliases may
+/// repeat what they name, and the YAML reader bounds their number but not what they add up to.
+const GROWTH_MAX: usize = 1 << 20;
+
 /// A text that was read.
 pub(super) struct Read {
     pub(super) tree: Tree,
@@ -19,27 +23,47 @@ pub(super) struct Read {
 }
 
 pub(super) fn json(body: &[u8]) -> Result<Read, String> {
-    let mut duplicates = Vec::new();
+    let mut notes = Notes::new(body);
     let mut reader = serde_json::Deserializer::from_slice(body);
-    let tree = Value { path: None, duplicates: &mut duplicates }
+    let tree = Value { path: None, notes: &mut notes }
         .deserialize(&mut reader)
         .and_then(|tree| reader.end().map(|()| tree))
         .map_err(|error| format!("couldn't get version/kind; json parse error: {error}"))?;
-    Ok(Read { tree, duplicates })
+    Ok(Read { tree, duplicates: notes.duplicates })
 }
 
 pub(super) fn yaml(body: &[u8]) -> Result<Read, String> {
-    let mut duplicates = Vec::new();
-    let tree = Value { path: None, duplicates: &mut duplicates }
+    let mut notes = Notes::new(body);
+    let tree = Value { path: None, notes: &mut notes }
         .deserialize(serde_yaml::Deserializer::from_slice(body))
         .map_err(|error| format!("yaml: {error}"))?;
-    Ok(Read { tree, duplicates })
+    Ok(Read { tree, duplicates: notes.duplicates })
+}
+
+/// What is kept while a text is read.
+struct Notes {
+    duplicates: Vec<String>,
+    /// How many bytes of values may still come.
+    budget: usize,
+}
+
+impl Notes {
+    fn new(body: &[u8]) -> Notes {
+        Notes { duplicates: Vec::new(), budget: body.len().saturating_mul(4).saturating_add(GROWTH_MAX) }
+    }
+
+    /// Takes a value's size from the budget.
+    fn spend<E: Error>(&mut self, bytes: usize) -> Result<(), E> {
+        self.budget =
+            self.budget.checked_sub(bytes + 1).ok_or_else(|| E::custom("document contains excessive aliasing"))?;
+        Ok(())
+    }
 }
 
 /// Reads one value that stands at `path`.
 struct Value<'a> {
     path: Option<&'a Path<'a>>,
-    duplicates: &'a mut Vec<String>,
+    notes: &'a mut Notes,
 }
 
 impl<'de> DeserializeSeed<'de> for Value<'_> {
@@ -90,19 +114,22 @@ impl<'de> Visitor<'de> for Value<'_> {
         Number::from_f64(value).map(Tree::Number).ok_or_else(|| E::custom(format!("unsupported number {value}")))
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<Tree, E> {
+    fn visit_str<E: Error>(self, value: &str) -> Result<Tree, E> {
+        self.notes.spend(value.len())?;
         Ok(value.into())
     }
 
-    fn visit_string<E>(self, value: String) -> Result<Tree, E> {
+    fn visit_string<E: Error>(self, value: String) -> Result<Tree, E> {
+        self.notes.spend(value.len())?;
         Ok(value.into())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut reader: A) -> Result<Tree, A::Error> {
         let mut entries = Vec::new();
         loop {
+            self.notes.spend(0)?;
             let path = self.path.map(|path| path.index(entries.len()));
-            match reader.next_element_seed(Value { path: path.as_ref(), duplicates: &mut *self.duplicates })? {
+            match reader.next_element_seed(Value { path: path.as_ref(), notes: &mut *self.notes })? {
                 Some(entry) => entries.push(entry),
                 None => return Ok(Tree::Array(entries)),
             }
@@ -117,15 +144,16 @@ impl<'de> Visitor<'de> for Value<'_> {
                 let number: Number = text.parse().map_err(|_| A::Error::custom("a number out of range"))?;
                 return Ok(Tree::Number(number));
             }
+            self.notes.spend(key.len())?;
             let path = match self.path {
                 Some(path) => path.field(&key),
                 None => Path::root(&key),
             };
-            let value = reader.next_value_seed(Value { path: Some(&path), duplicates: &mut *self.duplicates })?;
+            let value = reader.next_value_seed(Value { path: Some(&path), notes: &mut *self.notes })?;
             if map.contains_key(&key) {
                 let path = path.to_string();
-                if !self.duplicates.contains(&path) && self.duplicates.len() <= super::NAMED_FIELDS_MAX {
-                    self.duplicates.push(path);
+                if !self.notes.duplicates.contains(&path) && self.notes.duplicates.len() <= super::NAMED_FIELDS_MAX {
+                    self.notes.duplicates.push(path);
                 }
             }
             map.insert(key, value);

@@ -38,6 +38,9 @@ pub fn strategic(old: &Tree, patch: &Tree, type_name: &str) -> Result<Tree, ApiE
     merge_map(old, patch, shape).map(Tree::Object)
 }
 
+/// An object's fields.
+type Object = Map<String, Tree>;
+
 /// What is known about the place that a patch has come to.
 #[derive(Clone, Copy)]
 enum Shape {
@@ -82,11 +85,7 @@ impl Shape {
 
 // -------------------------------------------------------------------------------------------------------------- objects
 
-fn merge_map(
-    mut old: Map<String, Tree>,
-    patch: &Map<String, Tree>,
-    shape: Shape,
-) -> Result<Map<String, Tree>, ApiError> {
+fn merge_map(mut old: Object, patch: &Object, shape: Shape) -> Result<Object, ApiError> {
     match patch.get(PATCH) {
         None => {}
         Some(directive) if directive == "replace" => {
@@ -119,7 +118,7 @@ fn merge_map(
     Ok(old)
 }
 
-fn merge_field(old: &mut Map<String, Tree>, key: &str, value: &Tree, shape: Shape) -> Result<(), ApiError> {
+fn merge_field(old: &mut Object, key: &str, value: &Tree, shape: Shape) -> Result<(), ApiError> {
     if value.is_null() {
         old.shift_remove(key);
         return Ok(());
@@ -142,7 +141,7 @@ fn merge_field(old: &mut Map<String, Tree>, key: &str, value: &Tree, shape: Shap
 }
 
 /// `$retainKeys`: what it does not name goes; what the patch sets must be named.
-fn retain_keys(old: &mut Map<String, Tree>, patch: &Map<String, Tree>) -> Result<(), ApiError> {
+fn retain_keys(old: &mut Object, patch: &Object) -> Result<(), ApiError> {
     let Some(directive) = patch.get(RETAIN_KEYS) else { return Ok(()) };
     let bad = || ApiError::bad_request("invalid patch format of retainKeys");
     let Tree::Array(keys) = directive else { return Err(bad()) };
@@ -158,7 +157,7 @@ fn retain_keys(old: &mut Map<String, Tree>, patch: &Map<String, Tree>) -> Result
 }
 
 /// `$deleteFromPrimitiveList/<field>`: these values go from the list.
-fn delete_from(old: &mut Map<String, Tree>, field: &str, gone: &Tree) -> Result<(), ApiError> {
+fn delete_from(old: &mut Object, field: &str, gone: &Tree) -> Result<(), ApiError> {
     let Tree::Array(gone) = gone else {
         return Err(ApiError::bad_request("invalid patch format of primitive list"));
     };
@@ -171,13 +170,7 @@ fn delete_from(old: &mut Map<String, Tree>, field: &str, gone: &Tree) -> Result<
 // ---------------------------------------------------------------------------------------------------------------- lists
 
 /// A list whose final order the patch names: `$setElementOrder/<field>`.
-fn merge_ordered(
-    old: &mut Map<String, Tree>,
-    patch: &Map<String, Tree>,
-    field: &str,
-    order: &Tree,
-    shape: Shape,
-) -> Result<(), ApiError> {
+fn merge_ordered(old: &mut Object, patch: &Object, field: &str, order: &Tree, shape: Shape) -> Result<(), ApiError> {
     let bad = || ApiError::bad_request("invalid patch format of setElementOrder list");
     let list = |tree: Option<&Tree>| match tree {
         None | Some(Tree::Null) => Ok(None),
@@ -258,7 +251,7 @@ fn apply_entry_directives(
     mut old: Vec<Tree>,
     patch: &[Tree],
     merge_key: &str,
-) -> Result<(Vec<Tree>, Vec<Map<String, Tree>>), ApiError> {
+) -> Result<(Vec<Tree>, Vec<Object>), ApiError> {
     let mut changes = Vec::new();
     let mut replace = false;
     for entry in patch {
@@ -343,7 +336,7 @@ fn plain(value: &Tree) -> Option<Tree> {
     }
 }
 
-fn drop_directives(map: &mut Map<String, Tree>) {
+fn drop_directives(map: &mut Object) {
     map.retain(|key, value| {
         let is_directive =
             key == PATCH || key == RETAIN_KEYS || key.starts_with(DELETE_FROM) || key.starts_with(SET_ORDER);
@@ -356,7 +349,7 @@ fn drop_directives(map: &mut Map<String, Tree>) {
 
 // ------------------------------------------------------------------------------------------------------------------ errors
 
-fn unknown_directive(directive: &Tree, map: &Map<String, Tree>) -> ApiError {
+fn unknown_directive(directive: &Tree, map: &Object) -> ApiError {
     let directive = directive.as_str().map_or_else(|| directive.to_string(), str::to_owned);
     ApiError::bad_request(format!("unknown patch type: {directive} in map: {}", Tree::Object(map.clone())))
 }

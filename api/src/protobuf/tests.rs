@@ -176,6 +176,32 @@ fn objects_survive_the_way_there_and_back() {
     }
 }
 
+/// An independent reader and writer of the same types finds the same names and forms.
+#[test]
+fn the_samples_are_what_typed_clients_mean() {
+    use k8s_openapi::api::{apps, coordination, core};
+    fn through<T: serde::de::DeserializeOwned + serde::Serialize>(tree: &Tree) -> Tree {
+        let typed: T = serde_json::from_str(&tree.to_string()).unwrap();
+        serde_json::to_value(&typed).unwrap()
+    }
+    for mut sample in samples() {
+        let typed = match sample["kind"].as_str().unwrap() {
+            "Pod" => through::<core::v1::Pod>(&sample),
+            "Deployment" => through::<apps::v1::Deployment>(&sample),
+            "Service" => through::<core::v1::Service>(&sample),
+            "Lease" => through::<coordination::v1::Lease>(&sample),
+            "Secret" => through::<core::v1::Secret>(&sample),
+            _ => continue,
+        };
+        // Typed objects always have what is required.
+        if sample["kind"] == "Deployment" {
+            sample["spec"]["template"]["spec"]["containers"][0] =
+                typed["spec"]["template"]["spec"]["containers"][0].clone();
+        }
+        assert_eq!(typed, sample);
+    }
+}
+
 #[test]
 fn unknown_field_numbers_are_skipped() {
     let mut object = Writer::default();

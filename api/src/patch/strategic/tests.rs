@@ -189,3 +189,100 @@ fn patches_that_make_no_sense_are_refused() {
         assert!(error.message.contains(words), "{patch}: {error}");
     }
 }
+
+/// What kubectl 1.30 to 1.33 sent when a manifest changed its image, its strategy and the source of a volume, and lost a
+/// container and a variable.
+#[test]
+fn a_patch_of_kubectl_apply_gives_what_the_manifest_says() {
+    let old = json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"},
+        "spec": {
+            "replicas": 2,
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": "25%"}},
+            "template": {"spec": {
+                "containers": [
+                    {"name": "a", "image": "x", "ports": [{"containerPort": 80, "protocol": "TCP"}],
+                        "env": [{"name": "A", "value": "b"}, {"name": "B", "value": "c"}]},
+                    {"name": "b", "image": "y"},
+                ],
+                "volumes": [{"name": "v", "emptyDir": {}}],
+                "restartPolicy": "Always",
+            }},
+        },
+    });
+    let patch = json!({"spec": {
+        "strategy": {"$retainKeys": ["type"], "rollingUpdate": null, "type": "Recreate"},
+        "template": {"spec": {
+            "$setElementOrder/containers": [{"name": "a"}],
+            "$setElementOrder/volumes": [{"name": "v"}],
+            "containers": [
+                {"$setElementOrder/env": [{"name": "B"}], "env": [{"$patch": "delete", "name": "A"}],
+                    "image": "z", "name": "a"},
+                {"$patch": "delete", "name": "b"},
+            ],
+            "volumes": [
+                {"$retainKeys": ["configMap", "name"], "configMap": {"name": "c"}, "emptyDir": null, "name": "v"},
+            ],
+        }},
+    }});
+    let new = json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d"},
+        "spec": {
+            "replicas": 2,
+            "strategy": {"type": "Recreate"},
+            "template": {"spec": {
+                "containers": [{"name": "a", "image": "z", "ports": [{"containerPort": 80, "protocol": "TCP"}],
+                    "env": [{"name": "B", "value": "c"}]}],
+                "volumes": [{"name": "v", "configMap": {"name": "c"}}],
+                "restartPolicy": "Always",
+            }},
+        },
+    });
+    assert_eq!(strategic(&old, &patch, DEPLOYMENT).unwrap(), new);
+}
+
+/// Whatever a patch holds, it is applied or refused, and what it leaves alone stays.
+#[test]
+fn strange_patches_do_not_panic() {
+    let mut rng = dhow_types::Rng::new(11);
+    let old = json!({
+        "metadata": {"name": "p", "finalizers": ["a"], "labels": {"a": "b"}}, "keep": {"x": 1},
+        "spec": {"containers": [{"name": "a", "args": ["1"], "ports": [{"containerPort": 1}]}], "volumes": []},
+    });
+    for _ in 0..3_000 {
+        let patch = json!({"metadata": random(&mut rng, 3), "spec": random(&mut rng, 4)});
+        if let Ok(new) = strategic(&old, &patch, POD) {
+            assert_eq!(new["keep"], old["keep"]);
+            assert!(!new.to_string().contains("$setElementOrder"), "{patch}");
+        }
+    }
+}
+
+fn random(rng: &mut dhow_types::Rng, depth: u64) -> Tree {
+    const KEYS: &[&str] = &[
+        "name",
+        "containers",
+        "volumes",
+        "finalizers",
+        "labels",
+        "args",
+        "ports",
+        "$patch",
+        "$retainKeys",
+        "$setElementOrder/containers",
+        "$setElementOrder/finalizers",
+        "$deleteFromPrimitiveList/finalizers",
+    ];
+    const TEXTS: &[&str] = &["a", "b", "delete", "replace", "merge", "containers"];
+    match rng.below(if depth == 0 { 3 } else { 7 }) {
+        0 => TEXTS[rng.below(TEXTS.len() as u64) as usize].into(),
+        1 => rng.below(3).into(),
+        2 => Tree::Null,
+        3 => (0..rng.below(3)).map(|_| random(rng, depth - 1)).collect(),
+        _ => {
+            let pairs = (0..rng.below(4))
+                .map(|_| (KEYS[rng.below(KEYS.len() as u64) as usize].to_owned(), random(rng, depth - 1)));
+            Tree::Object(pairs.collect())
+        }
+    }
+}
