@@ -1,5 +1,7 @@
 //! A real server on a free port, driven over TLS as clients drive it.
 
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the message")]
+
 use bytes::Bytes;
 use dhow_client::{Client, Config as ClientConfig, PatchType};
 use dhow_pki::Identity;

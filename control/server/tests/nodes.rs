@@ -1,5 +1,7 @@
 //! Logs and port-forwarding, with a node that is only as much of an agent as they need.
 
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the message")]
+
 use bytes::Bytes;
 use dhow_client::{Client, Config as ClientConfig};
 use dhow_quic::{Endpoint, StreamHeader, Tls};

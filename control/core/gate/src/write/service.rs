@@ -23,12 +23,12 @@ pub(super) fn inherit(kind: &Kind, new: &mut Tree, old: &Tree) {
         return;
     }
     match (wants_address(old), wants_address(new)) {
-        (true, true) => {
-            if meta::text(new, "spec.clusterIP").is_empty() && meta::list(new, "spec.clusterIPs").is_empty() {
-                for field in ["spec.clusterIP", "spec.clusterIPs"] {
-                    if let Some(value) = meta::at(old, field) {
-                        meta::set(new, field, value.clone());
-                    }
+        (true, true)
+            if meta::text(new, "spec.clusterIP").is_empty() && meta::list(new, "spec.clusterIPs").is_empty() =>
+        {
+            for field in ["spec.clusterIP", "spec.clusterIPs"] {
+                if let Some(value) = meta::at(old, field) {
+                    meta::set(new, field, value.clone());
                 }
             }
         }
