@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use dhow_host::{Guest, Template};
+use dhow_host::{Guest, MemoryMeter, Template};
 use wasmtime::Store;
 use wasmtime_wasi::p2::bindings::CommandPre;
 
@@ -23,7 +23,8 @@ pub(crate) async fn run(
     sink: &Sink,
     shared: &Shared,
 ) -> End {
-    let guest = template.guest(input, sink.open(Channel::Stdout), sink.open(Channel::Stderr));
+    let memory = MemoryMeter::new(template.memory().clone());
+    let guest = template.guest(memory, input, sink.open(Channel::Stdout), sink.open(Channel::Stderr));
     let mut store = new_store(pre.engine(), guest);
     let mut wishes = shared.wishes();
     let began = AtomicBool::new(false);

@@ -80,6 +80,8 @@ pub(crate) async fn run(
 
     let mut wishes = shared.wishes();
     let wish = tokio::select! {
+        // A wish also ends the ports: it must be seen first.
+        biased;
         wish = wished(&mut wishes) => wish,
         () = all(&mut ports) => {
             let message = "the Pod's network was taken away".to_owned();
@@ -162,18 +164,21 @@ async fn converse(server: Arc<Server>, stream: Stream, mut wishes: watch::Receiv
         let (server, guests) = (server.clone(), guests.clone());
         async move { Ok::<_, Infallible>(server.answer(request, &guests).await) }
     });
-    let mut connection = pin!(
-        http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_MAX)
-            .serve_connection(TokioIo::new(stream), service)
-    );
-    let result = tokio::select! {
-        result = &mut connection => result,
-        _ = wished(&mut wishes) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let result = {
+        let mut connection = pin!(
+            http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_MAX)
+                .serve_connection(TokioIo::new(stream), service)
+        );
+        tokio::select! {
+            result = &mut connection => result,
+            _ = wished(&mut wishes) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
         }
+        // The connection goes here, and with it the guests that nobody waits for any more.
     };
     if let Err(error) = result {
         tracing::debug!(%error, "an HTTP connection broke");
@@ -251,11 +256,15 @@ impl Server {
             }
         };
         let _slot = self.slots.acquire().await;
-        self.template.memory().room_for(self.largest.load(Ordering::Relaxed)).await;
+        let memory = self.template.memory().meter(self.largest.load(Ordering::Relaxed)).await;
         let _place = self.pool.acquire().await;
 
-        let guest =
-            self.template.guest(Input::empty(), self.sink.open(Channel::Stdout), self.sink.open(Channel::Stderr));
+        let guest = self.template.guest(
+            memory,
+            Input::empty(),
+            self.sink.open(Channel::Stdout),
+            self.sink.open(Channel::Stderr),
+        );
         let mut store = new_store(self.pre.engine(), guest);
         let for_guest = sender.clone();
         let result = async {

@@ -88,9 +88,10 @@ impl Template {
         &self.net
     }
 
-    /// The data for one more instance.
+    /// The data for one more instance, which draws its memory from `memory`.
     pub fn guest(
         &self,
+        memory: MemoryMeter,
         stdin: impl StdinStream + 'static,
         stdout: impl StdoutStream + 'static,
         stderr: impl StdoutStream + 'static,
@@ -110,7 +111,7 @@ impl Template {
             http: WasiHttpCtx::new(),
             outgoing: Outgoing::new(self.net.clone()),
             net: self.net.clone(),
-            memory: MemoryMeter::new(self.memory.clone()),
+            memory,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! How much memory a container's guests hold, and the line they may not cross.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -36,19 +37,30 @@ impl MemoryAccount {
         Arc::new(Self { limit, ..Self::default() })
     }
 
-    /// Bytes that are held now.
+    /// Bytes that are held or set aside now.
     pub fn held(&self) -> u64 {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// Waits until `bytes` more would fit or nothing is held any more (then waiting cannot help).
-    pub async fn room_for(&self, bytes: u64) {
-        let Some(limit) = self.limit else { return };
+    /// A meter for one more instance that is expected to need `bytes`: waits until that much is free, or nothing is
+    /// held any more (then waiting cannot help), and sets it aside.
+    pub async fn meter(self: &Arc<Self>, bytes: u64) -> MemoryMeter {
+        let set_aside = self.set_aside(bytes).await;
+        MemoryMeter { account: self.clone(), held: 0, set_aside, last: 0 }
+    }
+
+    async fn set_aside(&self, bytes: u64) -> u64 {
+        if self.limit.is_none() || bytes == 0 {
+            return 0;
+        }
         loop {
-            let freed = self.freed.notified();
-            let held = self.held();
-            if held == 0 || held.saturating_add(bytes) <= limit {
-                return;
+            let mut freed = pin!(self.freed.notified());
+            freed.as_mut().enable();
+            if self.take(bytes).is_ok() {
+                return bytes;
+            }
+            if self.held() == 0 {
+                return 0;
             }
             freed.await;
         }
@@ -76,6 +88,8 @@ impl MemoryAccount {
 pub struct MemoryMeter {
     account: Arc<MemoryAccount>,
     held: u64,
+    /// Taken from the account and not used yet.
+    set_aside: u64,
     /// The last growth that was allowed, to be undone if the host cannot deliver it.
     last: u64,
 }
@@ -83,7 +97,7 @@ pub struct MemoryMeter {
 impl MemoryMeter {
     /// A meter that holds nothing yet.
     pub fn new(account: Arc<MemoryAccount>) -> Self {
-        Self { account, held: 0, last: 0 }
+        Self { account, held: 0, set_aside: 0, last: 0 }
     }
 
     /// Bytes that this Store holds.
@@ -92,7 +106,9 @@ impl MemoryMeter {
     }
 
     fn grow(&mut self, bytes: u64) -> wasmtime::Result<bool> {
-        self.account.take(bytes)?;
+        let from_aside = bytes.min(self.set_aside);
+        self.account.take(bytes - from_aside)?;
+        self.set_aside -= from_aside;
         self.held += bytes;
         self.last = bytes;
         Ok(true)
@@ -136,7 +152,7 @@ impl ResourceLimiter for MemoryMeter {
 
 impl Drop for MemoryMeter {
     fn drop(&mut self) {
-        self.account.give_back(self.held);
+        self.account.give_back(self.held + self.set_aside);
     }
 }
 
@@ -162,5 +178,24 @@ mod tests {
         assert!(!two.memory_growing(60, 90, Some(80)).unwrap());
         drop(two);
         assert_eq!(account.held(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_set_aside_is_used_first_and_waited_for() {
+        let account = MemoryAccount::new(Some(100));
+        let mut one = account.meter(60).await;
+        assert_eq!((account.held(), one.held()), (60, 0));
+        assert!(one.memory_growing(0, 80, None).unwrap());
+        assert_eq!(account.held(), 80);
+        let second = account.meter(60);
+        let (second, ()) = tokio::join!(second, async move {
+            tokio::task::yield_now().await;
+            drop(one);
+        });
+        assert_eq!(account.held(), 60);
+        drop(second);
+        // More than there ever will be: it is tried, and fails when it is really wanted.
+        let mut third = account.meter(200).await;
+        assert!(third.memory_growing(0, 200, None).is_err());
     }
 }

@@ -1,0 +1,460 @@
+//! Containers from their start to their exit: real guests on a real engine and a real Pod network.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use dhow_engine::{Config, Container, Engine, Io, LoadError, Program};
+use dhow_runtime_contract::{ContainerSpec, EntryPoint, Exit, ExitReason, LogConfig, Mount};
+use dhow_switch::{PodIdentity, PodNet, Switch};
+use dhow_types::{NodeName, Uid};
+use http_body_util::{BodyExt, Empty, Full};
+use hyper_util::rt::TokioIo;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// What the tests of one process share: an engine, and the place of its files.
+struct Rig {
+    dir: TempDir,
+    engine: Engine,
+}
+
+fn rig() -> &'static Rig {
+    static RIG: OnceLock<Rig> = OnceLock::new();
+    RIG.get_or_init(|| {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = Engine::new(Config { workers: Some(2), ..Config::new(dir.path().join("cache")) }).unwrap();
+        Rig { dir, engine }
+    })
+}
+
+fn guest(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/guests").join(format!("{name}.wasm"))
+}
+
+async fn tool() -> Program {
+    rig().engine.load(&guest("tool"), "sha256:tool").await.unwrap()
+}
+
+async fn handler() -> Program {
+    rig().engine.load(&guest("http"), "sha256:http").await.unwrap()
+}
+
+/// Loads a program that is given as text.
+async fn load_wat(name: &str, text: &str) -> Result<Program, LoadError> {
+    load_bytes(name, &wat::parse_str(text).unwrap()).await
+}
+
+async fn load_bytes(name: &str, bytes: &[u8]) -> Result<Program, LoadError> {
+    let path = rig().dir.path().join(format!("{name}.wasm"));
+    std::fs::write(&path, bytes).unwrap();
+    rig().engine.load(&path, &format!("sha256:{name}")).await
+}
+
+struct Net {
+    switch: Switch,
+}
+
+impl Net {
+    fn new() -> Self {
+        let ip = IpAddr::from([127, 0, 0, 1]);
+        Self { switch: Switch::new(dhow_switch::Config::new(NodeName::new("n1"), ip)) }
+    }
+
+    fn pod(&self, last: u8) -> PodNet {
+        self.switch.add_pod(PodIdentity {
+            uid: Uid::new(format!("uid-{last}")),
+            namespace: "default".to_owned(),
+            name: format!("pod-{last}"),
+            ip: IpAddr::from([10, 64, 0, last]),
+            hostname: format!("pod-{last}"),
+            service_account: "default".to_owned(),
+        })
+    }
+
+    async fn request(&self, to: &str, path: &str, body: &str) -> (u16, String) {
+        let stream = self.switch.dial(to.parse().unwrap()).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        let driver = tokio::spawn(connection);
+        let request =
+            http::Request::post(path).header("host", "test").body(Full::<bytes::Bytes>::from(body.to_owned())).unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        let status = response.status().as_u16();
+        let text = response.into_body().collect().await.unwrap().to_bytes();
+        driver.abort();
+        (status, String::from_utf8_lossy(&text).into_owned())
+    }
+}
+
+fn spec(args: &[&str]) -> ContainerSpec {
+    ContainerSpec {
+        pod_uid: Uid::new("uid"),
+        namespace: "default".to_owned(),
+        pod: "pod".to_owned(),
+        name: "main".to_owned(),
+        attempt: 0,
+        args: args.iter().map(|arg| (*arg).to_owned()).collect(),
+        env: vec![("NAME".to_owned(), "value".to_owned())],
+        mounts: Vec::new(),
+        working_dir: None,
+        memory_limit: None,
+        cpu_limit_m: None,
+        http_ports: Vec::new(),
+        hostname: "pod".to_owned(),
+    }
+}
+
+fn capture() -> Io {
+    Io::Capture { max_bytes: 64 * 1024 }
+}
+
+fn start(program: &Program, spec: ContainerSpec, net: PodNet) -> Container {
+    rig().engine.start(program, spec, capture(), net)
+}
+
+/// Runs a command to its end.
+async fn run(program: &Program, spec: ContainerSpec) -> (Exit, String) {
+    let net = Net::new();
+    let container = start(program, spec, net.pod(2));
+    let exit = container.wait().await;
+    (exit, String::from_utf8_lossy(&container.captured()).into_owned())
+}
+
+const PREVIEW1_HELLO: &str = r#"(module
+    (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+    (memory (export "memory") 1)
+    (data (i32.const 8) "hello from preview 1\n")
+    (data (i32.const 0) "\08\00\00\00\15\00\00\00")
+    (func (export "_start") (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 40)))))"#;
+
+const EXIT_3: &str = r#"(component
+    (import "wasi:cli/exit@0.2.12" (instance $exit (export "exit-with-code" (func (param "status-code" u8)))))
+    (core func $exit-core (canon lower (func $exit "exit-with-code")))
+    (core module $m
+        (import "host" "exit" (func $exit (param i32)))
+        (func (export "run") (result i32) (call $exit (i32.const 3)) (i32.const 0)))
+    (core instance $i (instantiate $m (with "host" (instance (export "exit" (func $exit-core))))))
+    (func $run (result (result)) (canon lift (core func $i "run")))
+    (instance $run-instance (export "run" (func $run)))
+    (export "wasi:cli/run@0.2.12" (instance $run-instance)))"#;
+
+#[tokio::test]
+async fn programs_end_as_a_kubernetes_user_knows_it() {
+    let start = |body: &str| format!(r#"(module (memory (export "memory") 1) (func $f (export "_start") {body}))"#);
+    let cases = [
+        ("hello", PREVIEW1_HELLO.to_owned(), 0, ExitReason::Completed, ""),
+        ("nothing", start(""), 0, ExitReason::Completed, ""),
+        ("exit3", EXIT_3.to_owned(), 3, ExitReason::Error, ""),
+        ("unreachable", start("unreachable"), 134, ExitReason::Error, "`unreachable` instruction"),
+        ("divide", start("(drop (i32.div_s (i32.const 1) (i32.const 0)))"), 139, ExitReason::Error, "divide by zero"),
+        ("out", start("(drop (i32.load (i32.const -8)))"), 139, ExitReason::Error, "out of bounds memory access"),
+        ("deep", start("(call $f)"), 139, ExitReason::Error, "call stack exhausted"),
+    ];
+    for (name, text, code, reason, message) in cases {
+        let program = load_wat(name, &text).await.unwrap();
+        let (exit, output) = run(&program, spec(&["x"])).await;
+        assert_eq!((exit.code, exit.reason), (code, reason), "{name}: {exit:?}");
+        assert!(exit.message.contains(message), "{name}: {}", exit.message);
+        assert!(output.contains(&exit.message), "{name}: the log tells it too: {output}");
+        assert!(exit.finished_at >= exit.started_at);
+        if name == "hello" {
+            assert_eq!(output, "hello from preview 1\n");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_backtrace_names_the_functions() {
+    let text = r#"(module (memory (export "memory") 1) (func $inner unreachable) (func $outer (export "_start") (call $inner)))"#;
+    let (exit, _) = run(&load_wat("names", text).await.unwrap(), spec(&[])).await;
+    assert!(exit.message.contains("0: inner\n  1: outer"), "{}", exit.message);
+}
+
+#[tokio::test]
+async fn what_cannot_be_loaded_says_why() {
+    let not_wasm = load_bytes("html", b"<html>").await.map(|_| ()).unwrap_err();
+    assert!(matches!(not_wasm, LoadError::NotWasm { .. }), "{not_wasm}");
+    let unknown = load_wat("unknown", r#"(module (import "env" "f" (func)) (func (export "_start")))"#).await;
+    let Err(LoadError::UnknownImport { names }) = unknown else { panic!("an unknown import was accepted") };
+    assert_eq!(names, ["env.f"]);
+    let library = load_wat("library", "(module (func (export \"add\")))").await;
+    assert!(matches!(library, Err(LoadError::NoEntryPoint)));
+    let invalid = load_wat("invalid", "(module (func (export \"_start\") (result i32)))").await;
+    assert!(matches!(invalid, Err(LoadError::Compile { .. })));
+    let missing = rig().engine.load(Path::new("/does/not/exist.wasm"), "sha256:missing").await;
+    assert!(matches!(missing, Err(LoadError::Io { .. })));
+}
+
+#[tokio::test]
+async fn compiled_code_outlives_the_engine() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("x.wasm");
+    std::fs::write(&file, wat::parse_str(PREVIEW1_HELLO).unwrap()).unwrap();
+    let engine = || Engine::new(Config { workers: Some(1), ..Config::new(dir.path().join("cache")) }).unwrap();
+    engine().load(&file, "sha256:x").await.unwrap();
+    // The source is gone, so what loads now can only come from the cache; half-written files are cleared away.
+    std::fs::remove_file(&file).unwrap();
+    std::fs::write(dir.path().join("cache/half.unfinished"), b"?").unwrap();
+    let program = engine().load(&file, "sha256:x").await.unwrap();
+    assert_eq!(program.entry(), EntryPoint::Command);
+    assert_eq!(std::fs::read_dir(dir.path().join("cache")).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn arguments_environment_and_exit_codes_reach_the_guest() {
+    let tool = tool().await;
+    let mut spec_env = spec(&["tool", "env"]);
+    spec_env.env.push(("NAME".to_owned(), "later".to_owned()));
+    let (exit, output) = run(&tool, spec_env).await;
+    assert_eq!((exit.code, exit.reason), (0, ExitReason::Completed));
+    assert_eq!(output, "arg tool\narg env\nenv NAME=later\n");
+    let (exit, output) = run(&tool, spec(&["tool", "panic"])).await;
+    assert_eq!((exit.code, exit.reason), (134, ExitReason::Error));
+    assert!(output.contains("as I was told"), "{output}");
+    let (exit, _) = run(&tool, spec(&["tool", "exit", "3"])).await;
+    assert_eq!((exit.code, exit.reason), (1, ExitReason::Error));
+}
+
+#[tokio::test]
+async fn mounts_are_seen_and_read_only_ones_are_not_written() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("in"), "content").unwrap();
+    let tool = tool().await;
+    let with = |read_only, args: &[&str]| {
+        let mounts = vec![Mount { host: dir.path().to_owned(), guest: "/data".to_owned(), read_only }];
+        ContainerSpec { mounts, ..spec(args) }
+    };
+    assert_eq!(run(&tool, with(true, &["tool", "read", "/data/in"])).await.1, "content\n");
+    assert_eq!(run(&tool, with(false, &["tool", "write", "/data/out", "text"])).await.1, "written\n");
+    assert_eq!(std::fs::read_to_string(dir.path().join("out")).unwrap(), "text");
+    assert!(run(&tool, with(true, &["tool", "write", "/data/no", "text"])).await.1.starts_with("error: "));
+    assert!(!dir.path().join("no").exists());
+    let mut missing = with(true, &["tool", "env"]);
+    missing.mounts[0].host = dir.path().join("in");
+    let (exit, _) = run(&tool, missing).await;
+    assert_eq!((exit.code, exit.reason), (128, ExitReason::ContainerCannotRun));
+    assert!(exit.message.contains("/data"), "{}", exit.message);
+}
+
+#[tokio::test]
+async fn memory_has_a_limit() {
+    let limited = |bytes| ContainerSpec { memory_limit: Some(bytes), ..spec(&["tool", "hog"]) };
+    let (exit, _) = run(&tool().await, limited(16 << 20)).await;
+    assert_eq!((exit.code, exit.reason), (137, ExitReason::OomKilled), "{exit:?}");
+    assert!(exit.message.contains("memory limit of 16777216 bytes"), "{}", exit.message);
+    let (exit, _) = run(&tool().await, limited(64 << 10)).await;
+    assert_eq!((exit.code, exit.reason), (137, ExitReason::OomKilled), "{exit:?}");
+}
+
+#[tokio::test]
+async fn a_spinning_guest_can_be_killed_and_disturbs_nobody() {
+    let net = Net::new();
+    let spin = load_wat("spin", r#"(module (memory (export "memory") 1) (func (export "_start") (loop (br 0))))"#)
+        .await
+        .unwrap();
+    let spinners: Vec<_> = (10..16).map(|last| start(&spin, spec(&[]), net.pod(last))).collect();
+    for spinner in &spinners {
+        spinner.running().await.unwrap();
+    }
+    let (exit, output) = run(&load_wat("hello", PREVIEW1_HELLO).await.unwrap(), spec(&[])).await;
+    assert_eq!((exit.code, output.as_str()), (0, "hello from preview 1\n"));
+    let (last, others) = spinners.split_last().unwrap();
+    others.iter().for_each(Container::kill);
+    for spinner in others {
+        let exit = spinner.wait().await;
+        assert_eq!((exit.code, exit.reason), (137, ExitReason::Killed));
+    }
+    assert!(last.usage().cpu_ns > 0);
+    last.stop(Duration::from_secs(30));
+    assert_eq!(last.wait().await.code, 143);
+}
+
+#[tokio::test]
+async fn a_cpu_limit_holds_a_spinner_back() {
+    let net = Net::new();
+    let spin = load_wat("spin", r#"(module (memory (export "memory") 1) (func (export "_start") (loop (br 0))))"#)
+        .await
+        .unwrap();
+    let free = start(&spin, spec(&[]), net.pod(2));
+    let held = start(&spin, ContainerSpec { cpu_limit_m: Some(10), ..spec(&[]) }, net.pod(3));
+    // However slow the machine is: when the free one has had 200 ms, the held one has had little more than its burst.
+    while free.usage().cpu_ns < 200_000_000 {
+        tokio::task::yield_now().await;
+    }
+    let (free_ns, held_ns) = (free.usage().cpu_ns, held.usage().cpu_ns);
+    assert!(held_ns * 2 < free_ns, "limited: {held_ns} ns, unlimited: {free_ns} ns");
+    free.kill();
+    held.kill();
+    (free.wait().await, held.wait().await);
+}
+
+#[tokio::test]
+async fn guests_talk_over_the_pod_network() {
+    let net = Net::new();
+    let tool = tool().await;
+    let server = start(&tool, spec(&["tool", "echo", "7000"]), net.pod(2));
+    server.running().await.unwrap();
+    // The instance runs before it listens; its first line says that it does.
+    while server.captured().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let client = net.pod(3);
+    for (args, answer) in [
+        (["tool", "call", "10.64.0.2:7000", "hello"], "hello\n"),
+        (["tool", "call", "10.64.0.2:7001", "hello"], "error: ConnectionRefused\n"),
+        (["tool", "udp", "10.64.0.3:5000", ""], ""),
+    ] {
+        let args: Vec<&str> = args.into_iter().filter(|arg| !arg.is_empty()).collect();
+        let container = start(&tool, spec(&args), client.clone());
+        container.wait().await;
+        let output = String::from_utf8_lossy(&container.captured()).into_owned();
+        let answer = if args[1] == "udp" { "ping from 10.64.0.3:5000\n" } else { answer };
+        assert_eq!(output, answer, "{args:?}");
+    }
+    let mut stream = net.switch.dial("10.64.0.2:7000".parse::<SocketAddr>().unwrap()).await.unwrap();
+    let sent = vec![7_u8; 1 << 20];
+    let (mut read, mut write) = tokio::io::split(&mut stream);
+    let mut received = vec![0; sent.len()];
+    let (written, got) = tokio::join!(write.write_all(&sent), read.read_exact(&mut received));
+    (written.unwrap(), got.unwrap());
+    assert_eq!(sent, received);
+    server.kill();
+    assert_eq!(server.wait().await.code, 137);
+}
+
+#[tokio::test]
+async fn an_interactive_command_has_streams() {
+    let (mut stdin, guest_stdin) = tokio::io::duplex(64);
+    let (guest_stdout, mut stdout) = tokio::io::duplex(64);
+    let (guest_stderr, mut stderr) = tokio::io::duplex(64);
+    let io = Io::Streams {
+        stdin: Some(Box::new(guest_stdin)),
+        stdout: Box::new(guest_stdout),
+        stderr: Box::new(guest_stderr),
+        tty: false,
+    };
+    let net = Net::new();
+    let container = rig().engine.start(&tool().await, spec(&["tool", "shout"]), io, net.pod(2));
+    let mut line = [0; 6];
+    stdin.write_all(b"hello\n").await.unwrap();
+    stdout.read_exact(&mut line).await.unwrap();
+    assert_eq!(&line, b"HELLO\n");
+    drop(stdin);
+    let (mut rest, mut errors) = (String::new(), String::new());
+    stdout.read_to_string(&mut rest).await.unwrap();
+    stderr.read_to_string(&mut errors).await.unwrap();
+    assert_eq!((rest.as_str(), errors.as_str()), ("", "done\n"));
+    assert_eq!(container.wait().await.code, 0);
+}
+
+#[tokio::test]
+async fn http_containers_answer_from_a_fresh_instance_each_time() {
+    let net = Net::new();
+    let handler = handler().await;
+    assert_eq!(handler.entry(), EntryPoint::Http);
+    let log = LogConfig { path: rig().dir.path().join("logs/http.log"), max_bytes: 1 << 20, max_files: 2 };
+    let container = rig().engine.start(&handler, spec(&[]), Io::Log(log.clone()), net.pod(2));
+    container.running().await.unwrap();
+    assert_eq!(container.usage().memory_bytes, 0);
+    let at = "10.64.0.2:8080";
+    for (path, body, status, answer) in [
+        ("/", "", 200, "hello\n"),
+        ("/count", "", 200, "1"),
+        ("/count", "", 200, "1"),
+        ("/env?NAME", "", 200, "value"),
+        ("/upper", "some text", 200, "SOME TEXT"),
+        ("/log?this", "", 200, "logged\n"),
+        ("/panic", "", 500, "the program failed; see its log\n"),
+        ("/silent", "", 500, "the program failed; see its log\n"),
+        ("/fetch?10.64.0.2:8080/env?NAME", "", 200, "200 value"),
+        ("/fetch?10.64.0.2:1/", "", 200, "ErrorCode::ConnectionRefused"),
+        ("/", "", 200, "hello\n"),
+    ] {
+        assert_eq!(net.request(at, path, body).await, (status, answer.to_owned()), "{path}");
+    }
+    assert_eq!(container.usage().memory_bytes, 0);
+    assert!(container.usage().cpu_ns > 0);
+    container.stop(Duration::from_secs(10));
+    let exit = container.wait().await;
+    assert_eq!((exit.code, exit.reason), (0, ExitReason::Completed), "{exit:?}");
+    let text = std::fs::read_to_string(log.path).unwrap();
+    for part in ["stdout F to stdout: this", "stderr F to stderr: this", "as I was told", "stderr F a request failed"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+}
+
+#[tokio::test]
+async fn an_http_container_bounds_memory_and_ends_guests_with_their_clients() {
+    let net = Net::new();
+    let spec = ContainerSpec { memory_limit: Some(20 << 20), http_ports: vec![80, 81], ..spec(&[]) };
+    let container = start(&handler().await, spec, net.pod(2));
+    container.running().await.unwrap();
+    assert_eq!(net.request("10.64.0.2:80", "/hog?1", "").await.0, 200);
+    assert_eq!(net.request("10.64.0.2:81", "/hog?30", "").await.0, 500);
+    // Each of these fits, all of them at once do not: once one has been seen, they wait for each other.
+    assert_eq!(net.request("10.64.0.2:80", "/hog?8", "").await.0, 200);
+    let all = (0..8).map(|_| net.request("10.64.0.2:80", "/hog?8", ""));
+    for (status, text) in futures_util::future::join_all(all).await {
+        assert_eq!((status, text.as_str()), (200, "8388608"));
+    }
+    // A client that leaves takes its spinning guest with it.
+    let stream = net.switch.dial("10.64.0.2:80".parse().unwrap()).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    let driver = tokio::spawn(connection);
+    let request = http::Request::get("/spin").header("host", "x").body(Empty::<bytes::Bytes>::new()).unwrap();
+    let answer = tokio::spawn(async move { sender.send_request(request).await.map(|_| ()) });
+    while container.usage().memory_bytes == 0 {
+        tokio::task::yield_now().await;
+    }
+    answer.abort();
+    driver.abort();
+    while container.usage().memory_bytes > 0 {
+        tokio::task::yield_now().await;
+    }
+    container.kill();
+    assert_eq!(container.wait().await.code, 137);
+}
+
+#[tokio::test]
+async fn a_request_without_host_is_refused_and_a_taken_port_is_told() {
+    let net = Net::new();
+    let pod = net.pod(2);
+    let container = start(&handler().await, spec(&[]), pod.clone());
+    container.running().await.unwrap();
+    let mut stream = net.switch.dial("10.64.0.2:8080".parse().unwrap()).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    let second = start(&handler().await, spec(&[]), pod);
+    let exit = second.running().await.unwrap_err();
+    assert_eq!((exit.code, exit.reason), (128, ExitReason::ContainerCannotRun));
+    assert!(exit.message.contains("port 8080"), "{}", exit.message);
+    container.kill();
+}
+
+#[tokio::test]
+async fn a_guest_that_floods_its_log_loses_nothing() {
+    let net = Net::new();
+    let log = LogConfig { path: rig().dir.path().join("logs/flood.log"), max_bytes: 64 << 20, max_files: 1 };
+    let container =
+        rig().engine.start(&tool().await, spec(&["tool", "print", "20000"]), Io::Log(log.clone()), net.pod(2));
+    assert_eq!(container.wait().await.code, 0);
+    let text = std::fs::read_to_string(log.path).unwrap();
+    assert_eq!(text.lines().count(), 20000);
+    assert!(text.ends_with(" stdout F line 19999\n"));
+}
+
+#[tokio::test]
+async fn shutdown_ends_everything() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = Engine::new(Config { workers: Some(1), ..Config::new(dir.path()) }).unwrap();
+    let net = Net::new();
+    let program = engine.load(&guest("http"), "sha256:http").await.unwrap();
+    let containers: Vec<_> = (2..5).map(|last| engine.start(&program, spec(&[]), capture(), net.pod(last))).collect();
+    engine.shutdown().await;
+    for container in containers {
+        assert_eq!(container.wait().await.reason, ExitReason::Killed);
+    }
+}

@@ -1,0 +1,94 @@
+//! One program with many behaviours, chosen by its arguments: `tool echo 7000`, `tool call web:7000 hello`…
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args[..] {
+        // Listens and gives each connection back what it sends, one after the other.
+        ["echo", port] => echo(port),
+        // Sends one line and prints the answer.
+        ["call", to, text] => match call(to, text) {
+            Ok(answer) => println!("{answer}"),
+            Err(error) => println!("error: {:?}", error.kind()),
+        },
+        ["resolve", name] => match (name, 0).to_socket_addrs() {
+            Ok(addresses) => addresses.for_each(|address| println!("{}", address.ip())),
+            Err(error) => println!("error: {error}"),
+        },
+        // Sends a datagram to itself.
+        ["udp", address] => {
+            let socket = UdpSocket::bind(address).expect("bind");
+            let to = socket.local_addr().expect("address");
+            socket.send_to(b"ping", to).expect("send");
+            let mut buffer = [0; 16];
+            let (len, from) = socket.recv_from(&mut buffer).expect("receive");
+            println!("{} from {from}", String::from_utf8_lossy(&buffer[..len]));
+        }
+        ["env"] => {
+            std::env::args().for_each(|arg| println!("arg {arg}"));
+            std::env::vars().for_each(|(name, value)| println!("env {name}={value}"));
+        }
+        ["write", path, text] => match std::fs::write(path, text) {
+            Ok(()) => println!("written"),
+            Err(error) => println!("error: {:?}", error.kind()),
+        },
+        ["read", path] => match std::fs::read_to_string(path) {
+            Ok(text) => println!("{text}"),
+            Err(error) => println!("error: {:?}", error.kind()),
+        },
+        // Prints stdin line by line, in capitals.
+        ["shout"] => {
+            for line in std::io::stdin().lock().lines() {
+                println!("{}", line.expect("a line").to_uppercase());
+            }
+            eprintln!("done");
+        }
+        ["panic"] => panic!("as I was told"),
+        ["exit", code] => std::process::exit(code.parse().expect("a number")),
+        // Takes memory, a MiB at a time.
+        ["hog"] => {
+            let mut held = Vec::new();
+            loop {
+                held.push(vec![1_u8; 1 << 20]);
+            }
+        }
+        ["print", lines] => {
+            for number in 0..lines.parse::<u64>().expect("a number") {
+                println!("line {number}");
+            }
+        }
+        ["sleep"] => loop {
+            std::thread::sleep(std::time::Duration::from_secs(3600));
+        },
+        _ => {
+            eprintln!("what is {args:?}?");
+            std::process::exit(1);
+        }
+    }
+}
+
+fn echo(port: &str) {
+    let port: u16 = port.parse().expect("a port");
+    let listener = TcpListener::bind(("0.0.0.0", port)).expect("bind");
+    println!("listening");
+    for stream in listener.incoming() {
+        let mut stream = stream.expect("accept");
+        let mut buffer = [0; 4096];
+        while let Ok(len @ 1..) = stream.read(&mut buffer) {
+            if stream.write_all(&buffer[..len]).is_err() {
+                break;
+            }
+        }
+    }
+}
+
+fn call(to: &str, text: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(to)?;
+    writeln!(stream, "{text}")?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer)?;
+    Ok(answer.trim_end().to_owned())
+}
