@@ -14,7 +14,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
 use crate::Tree;
-use crate::field::quote;
+use crate::field::{Fault, quote};
 use crate::quantity::Quantity;
 use crate::schema::{FieldType, Type, table};
 use crate::status::ApiError;
@@ -94,6 +94,23 @@ pub fn check(tree: &Tree, type_name: &str, validation: Validation) -> Result<Vec
     let Some(expected) = table().get(type_name) else { return Ok(Vec::new()) };
     let strict = check::check(tree, expected).map_err(|why| unfit(tree, expected, &why))?;
     judge(strict, validation).map_err(|why| unfit(tree, expected, &why))
+}
+
+/// Checks what a patch has made of an object, as [`check`] does. Unknown fields that the object had before are no fault
+/// of the patch, and an error is a 422 that shows the patch, as upstream answers here.
+pub fn check_patched(
+    new: &Tree,
+    old: &Tree,
+    patch: &Tree,
+    type_name: &str,
+    validation: Validation,
+) -> Result<Vec<String>, ApiError> {
+    let Some(expected) = table().get(type_name) else { return Ok(Vec::new()) };
+    let unfit = |why: String| ApiError::invalid("", "", &[Fault::invalid("patch", patch.to_string(), why)]);
+    let mut strict = check::check(new, expected).map_err(unfit)?;
+    let before = check::check(old, expected).unwrap_or_default();
+    strict.retain(|fault| !before.contains(fault));
+    judge(strict, validation).map_err(unfit)
 }
 
 /// Puts a tree into normal form: fields that are null go, quantities get their canonical text. What has the wrong type

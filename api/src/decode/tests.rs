@@ -248,3 +248,41 @@ fn spans_and_times_are_read_as_go_reads_them() {
         assert!(time(bad).unwrap_err().contains(why), "{bad}: {:?}", time(bad));
     }
 }
+
+#[test]
+fn a_patch_answers_only_for_what_it_brings() {
+    let old = json!({"spec": {"nodeName": "n"}, "old": 1});
+    let new = json!({"spec": {"nodeName": "n", "bogus": 1}, "old": 1});
+    let patch = json!({"spec": {"bogus": 1}});
+    let checked = |new: &Tree, validation| check_patched(new, &old, &patch, POD, validation);
+    assert_eq!(checked(&new, Validation::Warn).unwrap(), [r#"unknown field "spec.bogus""#]);
+    assert!(checked(&old, Validation::Strict).unwrap().is_empty());
+    let error = checked(&new, Validation::Strict).unwrap_err();
+    assert_eq!(error.code, 422);
+    assert_eq!(
+        error.message,
+        r#" "" is invalid: patch: Invalid value: "{\"spec\":{\"bogus\":1}}": strict decoding error: unknown field "spec.bogus""#
+    );
+    let wrong = json!({"spec": {"nodeName": 5}});
+    let error = checked(&wrong, Validation::Ignore).unwrap_err();
+    assert_eq!(error.code, 422);
+    assert!(error.message.contains("PodSpec.spec.nodeName of type string"), "{}", error.message);
+}
+
+#[test]
+fn strange_bodies_do_not_panic() {
+    const BYTES: &[u8] = b"{}[]\",:0aZ-\\\xc3&*\n #";
+    let whole = br#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p","creationTimestamp":"2026-01-02T15:04:05Z"},
+        "spec":{"containers":[{"name":"c","ports":[{"containerPort":80}],"resources":{"limits":{"cpu":"1"}}}]}}"#;
+    let mut rng = dhow_types::Rng::new(3);
+    for _ in 0..3_000 {
+        let mut body = whole.to_vec();
+        for _ in 0..=rng.below(5) {
+            let at = rng.below(body.len() as u64) as usize;
+            body[at] = BYTES[rng.below(BYTES.len() as u64) as usize];
+        }
+        for media in [Media::Json, Media::Yaml] {
+            let _ = decode(&body, media, Some(POD), Validation::Warn);
+        }
+    }
+}
