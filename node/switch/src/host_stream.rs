@@ -57,8 +57,7 @@ impl HostStream {
     /// Takes a connected socket over. Must be called inside a tokio runtime with I/O, which then serves the socket.
     pub(crate) fn new(stream: TcpStream, runtime: Handle) -> HostStream {
         let (read, write) = stream.into_split();
-        let socket =
-            Arc::new(Socket { write, runtime, rest: Mutex::default(), reset: AtomicBool::new(false) });
+        let socket = Arc::new(Socket { write, runtime, rest: Mutex::default(), reset: AtomicBool::new(false) });
         HostStream { read, scratch: Mutex::default(), read_ended: AtomicBool::new(false), socket }
     }
 
@@ -79,7 +78,11 @@ impl HostStream {
         match self.read.as_ref().try_read_buf(&mut limited) {
             Ok(0) => Err(ReadError::Eof),
             Ok(_) => Ok(Some(scratch.split().freeze())),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                // An idle connection keeps no buffer.
+                *scratch = BytesMut::new();
+                Ok(None)
+            }
             Err(_) => Err(ReadError::Reset),
         }
     }

@@ -74,8 +74,7 @@ impl<T> Ports<T> {
     }
 
     fn conflicts(&self, ip: IpAddr, port: u16) -> bool {
-        self.on_port(port)
-            .any(|(other, _)| other.ip() == ip || other.ip().is_unspecified() || ip.is_unspecified())
+        self.on_port(port).any(|(other, _)| other.ip() == ip || other.ip().is_unspecified() || ip.is_unspecified())
     }
 
     fn free(&mut self, ip: IpAddr) -> Option<u16> {

@@ -17,8 +17,15 @@ const STEPS_MAX: usize = 64;
 /// Carries bytes between `stream` and `io` until both directions have ended, or one breaks; then the other end of
 /// `stream` sees a reset. An end of one direction is passed on while the other goes on.
 pub async fn splice(stream: Stream, io: impl AsyncRead + AsyncWrite + Send + Unpin) -> io::Result<()> {
-    let mut splice =
-        Splice { stream, io, outgoing: Bytes::new(), buffer: BytesMut::new(), unflushed: false, out: Flow::Open, into: Flow::Open };
+    let mut splice = Splice {
+        stream,
+        io,
+        outgoing: Bytes::new(),
+        buffer: BytesMut::new(),
+        unflushed: false,
+        out: Flow::Open,
+        into: Flow::Open,
+    };
     poll_fn(|cx| splice.poll(cx)).await
 }
 

@@ -196,7 +196,9 @@ impl UdpSocket {
             Route::Node(_) | Route::External => return Ok(to),
         };
         let mut flows = lock(&self.flows);
-        if let Some(endpoint) = flows.services.get(&to).filter(|known| backends.endpoints.iter().any(|e| e.addr == **known)) {
+        if let Some(endpoint) =
+            flows.services.get(&to).filter(|known| backends.endpoints.iter().any(|e| e.addr == **known))
+        {
             return Ok(*endpoint);
         }
         let pick = backends.pick(self.net.ip(), Origin::Inside, &[], &mut switch.rng()).ok_or(NetError::Refused)?;

@@ -214,7 +214,12 @@ async fn names_are_answered_from_the_tables() {
     let client = pod(&switch, 3);
     service(&switch, "web", json!({"clusterIP": "10.43.0.7", "ports": [{"port": 80}]}), &[]);
     service(&switch, "alias", json!({"type": "ExternalName", "externalName": "web.default.svc.cluster.local"}), &[]);
-    service(&switch, "circle", json!({"type": "ExternalName", "externalName": "circle.default.svc.cluster.local"}), &[]);
+    service(
+        &switch,
+        "circle",
+        json!({"type": "ExternalName", "externalName": "circle.default.svc.cluster.local"}),
+        &[],
+    );
     for (name, expected) in [
         ("web", Ok("10.43.0.7")),
         ("web.default.svc.cluster.local", Ok("10.43.0.7")),
