@@ -1,7 +1,8 @@
 //! The replica's thread: it drives consensus with the log, applies what is committed, and answers.
 //!
 //! One round: all requests that wait are proposed together, persisted by one `fdatasync`, applied under one lock,
-//! answered, and shown to watchers. While a round waits for the disk the next one gathers; nothing waits for a timer.
+//! handed to watchers, and answered; who has an answer finds its change in every watcher's queue. While a round waits
+//! for the disk the next one gathers; nothing waits for a timer.
 //!
 //! How it ends: a failed write to the log or to the object database leaves the replica readable and refuses every
 //! write and barrier until the process is restarted. A log segment that cannot be made, because the disk is full, only
@@ -299,14 +300,14 @@ impl Driver {
         }
         let (revision, hash) = (state.revision(), state.hash());
         drop(state);
-        for (write, ended) in answers {
-            let _ = write.reply.send(ended.map_err(|rejected: Rejected| rejected.into()));
-        }
         if let Some(applied) = reached.filter(|_| carried) {
             self.flusher.add(&changes, Checkpoint { applied, revision: revision.0, hash });
         }
         if !changes.is_empty() {
             self.shared.hub.publish(&changes, revision);
+        }
+        for (write, ended) in answers {
+            let _ = write.reply.send(ended.map_err(|rejected: Rejected| rejected.into()));
         }
         if let Some(why) = unreadable {
             self.fail(format!("{why}; run a newer dhow"));
