@@ -11,12 +11,14 @@ use dhow_gate::write::{self as plan, Name};
 use dhow_state::{Change, Object};
 use dhow_store::WatchItem;
 use dhow_types::{Machine, Revision, Time};
+use futures_util::FutureExt;
 use serde_json::json;
 use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 /// Writes under way at a time: enough to fill the store's group commits, few enough that clients get their turn.
 const WRITES_MAX: usize = 128;
@@ -25,6 +27,9 @@ const WRITES_MAX: usize = 128;
 const REST_MAX: Duration = Duration::from_secs(10);
 
 type Written = (WriteId, Result<Option<Revision>, WriteFault>);
+
+/// Controllers that have panicked begin anew after this rest: from the present state, since they keep none of their own.
+const PANIC_REST: Duration = Duration::from_secs(1);
 
 /// Runs the controllers until told to stop. When they cannot keep up with the changes, they begin anew.
 pub(crate) async fn run(app: Arc<App>, config: Config) {
@@ -35,7 +40,10 @@ pub(crate) async fn run(app: Arc<App>, config: Config) {
             writes: JoinSet::new(),
             wishes: Vec::new(),
         };
-        run.until_lagged(&app).await;
+        if AssertUnwindSafe(run.until_lagged(&app)).catch_unwind().await.is_err() {
+            error!("the controllers panicked and begin anew");
+            app.machines_stop.or(tokio::time::sleep(PANIC_REST)).await;
+        }
         if app.replica.barrier().await.is_err() {
             return;
         }

@@ -130,6 +130,8 @@ impl From<ApiError> for ServerError {
 
 /// How long requests and nodes get to end.
 const STOP_DEADLINE: Duration = Duration::from_secs(8);
+/// How long nodes get to hear that the server stops.
+const GOODBYE: Duration = Duration::from_millis(500);
 /// A join token is good for a day: long enough to set up machines, short enough to be forgotten.
 const TOKEN_VALID_MS: u64 = 24 * 3600 * 1000;
 
@@ -258,6 +260,9 @@ impl Server {
         let Server { app, endpoint, tasks, machines, .. } = self;
         tasks.stop(STOP_DEADLINE).await;
         endpoint.close();
+        if tokio::time::timeout(GOODBYE, endpoint.drained()).await.is_err() {
+            tracing::debug!("some nodes did not hear that the server stops");
+        }
         machines.stop(STOP_DEADLINE).await;
         let replica = app.replica.clone();
         drop(app);

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 const SERVER_VALID_MS: u64 = 365 * DAY_MS;
 /// The administrator's.
 const ADMIN_VALID_MS: u64 = 365 * DAY_MS;
-/// A node's; agents ask for a new one long before.
+/// A node's; a node that is set up again gets a new one.
 const NODE_VALID_MS: u64 = 365 * DAY_MS;
 const DAY_MS: u64 = 24 * 3600 * 1000;
 

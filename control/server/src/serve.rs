@@ -11,6 +11,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, warn};
 
@@ -26,17 +27,23 @@ const WINDOW_BYTES: u32 = 1 << 20;
 /// After an error of `accept` (no more file descriptors) the loop rests for this long instead of spinning.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
 
+/// Connections at a time. Each may cost some hundred KiB of buffers; beyond this number the next client waits in the
+/// system's own queue.
+const CONNECTIONS_MAX: usize = 10_000;
+
 /// Takes connections until told to stop. Each is one task.
 pub(crate) async fn accept(listener: TcpListener, tls: TlsAcceptor, app: Arc<App>, tasks: Tasks, stop: Stop) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        let accepted = match stop.or(listener.accept()).await {
-            None => return,
-            Some(accepted) => accepted,
-        };
+        let Some(Ok(place)) = stop.or(places.clone().acquire_owned()).await else { return };
+        let Some(accepted) = stop.or(listener.accept()).await else { return };
         match accepted {
             Ok((socket, _)) => {
                 let (tls, app, stop) = (tls.clone(), app.clone(), stop.clone());
-                tasks.spawn("connection", connection(socket, tls, app, stop));
+                tasks.spawn("connection", async move {
+                    connection(socket, tls, app, stop).await;
+                    drop(place);
+                });
             }
             Err(error) => {
                 warn!(%error, "accepting a connection failed");

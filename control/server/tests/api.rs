@@ -93,6 +93,10 @@ async fn objects_live_from_create_to_delete_and_over_a_restart() {
     let identity = cluster.server().admin_identity().clone();
     cluster.client = self::client(cluster.server(), Some(identity), None);
     assert_eq!(cluster.client.get(&path).await.unwrap(), patched);
+    // What happened before the restart cannot be watched any more, and the watcher is told.
+    let expired = cluster.watch(&format!("{CONFIG_MAPS}?watch=1&resourceVersion=1"), JSON, 1).await;
+    assert_eq!((&expired[0]["type"], &expired[0]["object"]["code"]), (&json!("ERROR"), &json!(410)));
+    assert_eq!(expired[0]["object"]["reason"], "Expired");
 
     let status = cluster.client.delete(&path, None).await.unwrap();
     assert_eq!((&status["status"], &status["details"]["name"]), (&json!("Success"), &json!("a")));
