@@ -146,7 +146,10 @@ impl Inner {
         let addr = addr.ok_or_else(|| QuicError::Lost(format!("node `{node}` has published no address")))?;
         match self.dial(node, addr).await {
             Ok(connection) => {
-                *link = Link { connection: Some(Kept { connection: connection.clone(), dialled: Some(addr) }), failed: None };
+                *link = Link {
+                    connection: Some(Kept { connection: connection.clone(), dialled: Some(addr) }),
+                    failed: None,
+                };
                 drop(link);
                 let (inner, served) = (self.clone(), connection.clone());
                 self.spawn(async move {
@@ -182,7 +185,12 @@ impl Inner {
     }
 
     /// Connects with a pod on another node.
-    async fn connect_pod(self: Arc<Self>, node: NodeName, from: SocketAddr, to: SocketAddr) -> Result<BiStream, NetError> {
+    async fn connect_pod(
+        self: Arc<Self>,
+        node: NodeName,
+        from: SocketAddr,
+        to: SocketAddr,
+    ) -> Result<BiStream, NetError> {
         let header = StreamHeader::Tcp { from, to };
         let mut fresh = false;
         loop {
@@ -364,7 +372,9 @@ async fn serve_stream(inner: Arc<Inner>, peer: String, trust: Trust, opened: Ope
                 tracing::debug!("kubelet stream comes too late");
             }
         }
-        StreamHeader::Kubelet => tracing::warn!(peer, "kubelet stream of somebody else than the control node is refused"),
+        StreamHeader::Kubelet => {
+            tracing::warn!(peer, "kubelet stream of somebody else than the control node is refused")
+        }
     }
 }
 

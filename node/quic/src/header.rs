@@ -118,11 +118,9 @@ mod tests {
     #[test]
     fn headers_survive_the_wire() {
         let (v4, v6): (SocketAddr, SocketAddr) = ("10.64.0.2:80".parse().unwrap(), "[fd00::7]:65535".parse().unwrap());
-        for header in [
-            StreamHeader::Tcp { from: v4, to: v6 },
-            StreamHeader::Udp { from: v6, to: v4 },
-            StreamHeader::Kubelet,
-        ] {
+        for header in
+            [StreamHeader::Tcp { from: v4, to: v6 }, StreamHeader::Udp { from: v6, to: v4 }, StreamHeader::Kubelet]
+        {
             let wire = header.encode();
             assert_eq!(usize::from(u16::from_be_bytes([wire[0], wire[1]])), wire.len() - 2);
             assert_eq!(StreamHeader::decode(&wire[2..]), Ok(header.clone()));
