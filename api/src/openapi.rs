@@ -1,4 +1,5 @@
-//! OpenAPI v3 documents, one a group and version, from the schema table and the table of kinds.
+//! OpenAPI v3 documents, one a group and version, from the schema table and the table of kinds; and from them the v2
+//! document of old clients.
 //!
 //! `kubectl` reads them before it writes: the `fieldValidation` parameter of a patch tells it that the server checks
 //! manifests, the extensions of a list tell it how to merge, and the descriptions are what `explain` prints. The
@@ -20,6 +21,7 @@ use crate::kinds::{self, Kind};
 use crate::schema::{self, Field, FieldType, ListType, META, Type, table};
 
 mod paths;
+mod v2;
 
 /// The descriptions that `build.rs` found.
 const DESCRIPTIONS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptions.z"));
@@ -33,6 +35,14 @@ static DOCUMENTS: LazyLock<BTreeMap<String, Document>> = LazyLock::new(make_docu
 struct Document {
     hash: String,
     packed: Vec<u8>,
+}
+
+static V2: LazyLock<V2Document> = LazyLock::new(make_v2);
+
+/// The packed v2 document in its two forms.
+struct V2Document {
+    json: Vec<u8>,
+    protobuf: Vec<u8>,
 }
 
 /// The index: each document's URL, whose hash changes with its content.
@@ -56,6 +66,24 @@ pub fn v3_document(path: &str) -> Option<Arc<[u8]>> {
 /// The hash of a document as it stands in the index.
 pub fn v3_hash(path: &str) -> Option<&'static str> {
     DOCUMENTS.get(path).map(|document| document.hash.as_str())
+}
+
+/// The v2 document of everything as JSON text.
+pub fn v2() -> Arc<[u8]> {
+    unpack(&V2.json).into()
+}
+
+/// The v2 document as gnostic's protobuf message: `application/com.github.proto-openapi.spec.v2@v1.0+protobuf`.
+pub fn v2_protobuf() -> Arc<[u8]> {
+    unpack(&V2.protobuf).into()
+}
+
+fn make_v2() -> V2Document {
+    let parsed = DOCUMENTS.values().map(|document| {
+        serde_json::from_slice::<Tree>(&unpack(&document.packed)).expect("the documents that we made are JSON")
+    });
+    let document = v2::document(parsed);
+    V2Document { json: pack(document.to_string().as_bytes()), protobuf: pack(&v2::protobuf(&document)) }
 }
 
 fn make_documents() -> BTreeMap<String, Document> {

@@ -603,14 +603,18 @@ fn fraction_ns(text: &str) -> u64 {
 
 /// Writes a message field by field.
 #[derive(Default)]
-struct Writer(Vec<u8>);
+pub(crate) struct Writer(Vec<u8>);
 
 impl Writer {
+    pub(crate) fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
+
     fn key(&mut self, number: u32, wire_type: u8) {
         self.raw_varint(u64::from(number) << 3 | u64::from(wire_type));
     }
 
-    fn varint(&mut self, number: u32, value: u64) {
+    pub(crate) fn varint(&mut self, number: u32, value: u64) {
         self.key(number, 0);
         self.raw_varint(value);
     }
@@ -620,13 +624,13 @@ impl Writer {
         self.0.extend_from_slice(&bits.to_le_bytes());
     }
 
-    fn bytes(&mut self, number: u32, bytes: &[u8]) {
+    pub(crate) fn bytes(&mut self, number: u32, bytes: &[u8]) {
         self.key(number, 2);
         self.raw_varint(bytes.len() as u64);
         self.0.extend_from_slice(bytes);
     }
 
-    fn message(&mut self, number: u32, write: impl FnOnce(&mut Writer)) {
+    pub(crate) fn message(&mut self, number: u32, write: impl FnOnce(&mut Writer)) {
         let mut inner = Writer::default();
         write(&mut inner);
         self.bytes(number, &inner.0);

@@ -88,3 +88,22 @@ fn every_type_and_field_has_a_description() {
     let words = descriptions.get("io.k8s.api.core.v1.ContainerPort", "containerPort").unwrap();
     assert!(!words.contains('\\'), "{words}");
 }
+
+#[test]
+fn the_v2_document_has_the_same_content() {
+    let document: Tree = serde_json::from_slice(&v2()).unwrap();
+    let definitions = document["definitions"].as_object().unwrap();
+    let mut references = Vec::new();
+    find(&document, "$ref", &mut references);
+    for reference in references {
+        let name = reference.as_str().unwrap().strip_prefix("#/definitions/").unwrap();
+        assert!(definitions.contains_key(name), "{name}");
+    }
+    let spec = &document["definitions"]["io.k8s.api.core.v1.PodSpec"]["properties"]["containers"];
+    assert_eq!(spec["items"], json!({"$ref": "#/definitions/io.k8s.api.core.v1.Container"}));
+    assert_eq!(spec["x-kubernetes-patch-merge-key"], "name");
+    let patch = &document["paths"]["/api/v1/namespaces/{namespace}/pods/{name}"]["patch"];
+    let names: Vec<_> = patch["parameters"].as_array().unwrap().iter().map(|parameter| &parameter["name"]).collect();
+    assert_eq!(names, ["dryRun", "fieldManager", "fieldValidation", "force", "body"]);
+    assert!(v2_protobuf().starts_with(b"\x0a\x032.0"));
+}
