@@ -1,1 +1,34 @@
-//! Filled by its owner.
+//! The node agent: the shell that drives the deciding parts (`dhow-agent`, `dhow-mesh`) with sockets, disks and the
+//! runtime. Also the library that devices embed.
+//!
+//! [`Node::start`] brings everything up ([`node`] has the order); `runner` is the loop around the agent and fulfils its
+//! wishes; `network` feeds the switch and keeps the connection to the control node; `register` keeps the Node object
+//! and its lease; `kubelet` answers the control node (`logs`, port-forward). [`join`] gives a new node its identity.
+//!
+//! Invariants: decides nothing about pods. Every task belongs to a group that [`Node::stop`] ends; every queue is
+//! bounded. Stopping leaves the API's objects as they are. A name from the API never leaves the data directory
+//! (`layout`), a link in a volume never leaves the volume (`volumes`). Deliberately absent: Wasm (`dhow-engine`), the
+//! form of packets (`dhow-switch`), QUIC (`dhow-quic`).
+
+mod api;
+mod clock;
+mod config;
+mod events;
+mod flights;
+mod images;
+mod join;
+mod kubelet;
+mod layout;
+mod logs;
+mod network;
+mod node;
+mod objects;
+mod probes;
+mod register;
+mod runner;
+mod sandbox;
+mod volumes;
+
+pub use config::Config;
+pub use join::{JoinError, JoinedIdentity, join, load_identity};
+pub use node::{Node, NodeError};

@@ -1,1 +1,29 @@
-//! Filled by its owner.
+//! What a node does with the pods that are bound to it: the part of a kubelet that decides.
+//!
+//! [`Agent`] takes what happened (a pod appeared, an image is there, a container ended, a probe answered, time passed)
+//! and gives wishes ([`Out`]): set up a sandbox, pull, start, stop, probe, write the status, delete the pod. The shell
+//! (`dhow-node`) fulfils them and reports back. Inside, [`pod`] is the state machine of one pod, [`status`] turns its
+//! state into `status`, [`probe`] schedules probes, [`backoff`] the waits between attempts. [`env`], [`volumes`] and
+//! [`spec`] compute what a container gets; [`ipam`] picks pod addresses.
+//!
+//! Invariants: no clock, no chance, no I/O, no task. Every decision follows from the inputs so far. A container that
+//! the agent believes to run was reported as started and not yet as ended. A pod is deleted from the API only after
+//! each of its containers ended and its sandbox is gone. Deliberately absent: Wasm (an image is a name and a digest
+//! here), HTTP, the form of the data directory.
+
+pub mod agent;
+pub mod backoff;
+pub mod env;
+pub mod ipam;
+mod message;
+mod pod;
+pub mod probe;
+pub mod spec;
+mod status;
+pub mod volumes;
+
+pub use agent::{Agent, Config};
+pub use message::{
+    ContainerRef, EventKind, In, Keep, Out, PodEvent, PodRef, ProbeKind, ProbeOutcome, PullFault, PulledImage,
+    StartFault, Written,
+};

@@ -1,0 +1,993 @@
+//! The state machine of one pod.
+//!
+//! Level-based: an input changes what is known, then [`PodRun::advance`] looks at everything and wishes what is due.
+//! A container goes `Idle → Pulling → Starting → Running → Ended`, or back to `Idle` when it shall start (again). A
+//! sandbox goes `Absent → SettingUp → Ready → Removing → Removed`. A pod is run until it is over (all containers ended
+//! for good, an init container failed for good, or its deadline passed), deleted (`deletionTimestamp`) or gone (no
+//! object any more); then its containers are stopped, its last status is written, its sandbox torn down, and, if it was
+//! deleted, its object removed.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use dhow_runtime_contract::{Exit, ExitReason, PullPolicy};
+use dhow_types::{Time, Uid};
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodSpec};
+
+use crate::agent::Config;
+use crate::backoff::Backoff;
+use crate::message::{
+    ContainerRef, EventKind, In, Keep, Out, PodEvent, PodRef, ProbeKind, ProbeOutcome, PullFault, PulledImage,
+    StartFault, Written,
+};
+use crate::probe::{Finding, ProbeRun};
+use crate::status::{Conditions, Report};
+
+/// How long `ContainerCreating` may stay unwritten: most pods are ready before, and need one write instead of two.
+const CREATING_WRITE_MS: u64 = 1_500;
+/// How long "running but not ready" may stay unwritten, for the same reason.
+const RUNNING_WRITE_MS: u64 = 300;
+/// How long `ErrImagePull` is shown before it becomes `ImagePullBackOff`.
+const ERR_IMAGE_PULL_SHOWN_MS: u64 = 2_000;
+/// How long a pod's containers may take to end when its object is gone: nobody waits for them.
+const GONE_GRACE_MS: u64 = 1_000;
+/// The grace period of a pod that states none.
+const GRACE_DEFAULT_S: i64 = 30;
+
+/// How a container takes part in its pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Runs to its end before the next one starts.
+    Init,
+    /// An init container that keeps running (`restartPolicy: Always`).
+    Sidecar,
+    /// An ordinary container.
+    Main,
+}
+
+/// The end of one attempt of a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Terminated {
+    pub(crate) exit_code: i32,
+    pub(crate) reason: String,
+    pub(crate) message: String,
+    pub(crate) started_at: Time,
+    pub(crate) finished_at: Time,
+    pub(crate) container_id: String,
+}
+
+/// Where a container is.
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
+    /// To be started, not before `until`.
+    Idle { until: Option<Time> },
+    /// Its image is being fetched.
+    Pulling,
+    /// It is being started.
+    Starting,
+    /// It runs; `stop_ms` is the grace period that it was given to end.
+    Running { since: Time, stop_ms: Option<u64> },
+    /// It ended and will not be started again.
+    Ended(Terminated),
+}
+
+/// What `state.waiting` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Waiting {
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+}
+
+/// One container of a pod.
+#[derive(Clone, Debug)]
+pub(crate) struct ContainerRun {
+    pub(crate) name: Arc<str>,
+    pub(crate) part: Part,
+    index: usize,
+    pub(crate) step: Step,
+    pub(crate) waiting: Waiting,
+    /// When `ErrImagePull` becomes `ImagePullBackOff`.
+    pull_turns: Option<Time>,
+    /// The latest attempt that was started; the next one is one more.
+    pub(crate) attempt: Option<u32>,
+    /// How the attempt before ended.
+    pub(crate) last: Option<Terminated>,
+    /// The image's name in the pod when the container was started.
+    pub(crate) image: String,
+    pub(crate) image_id: String,
+    crash: Backoff,
+    pull: Backoff,
+    pub(crate) probes: Vec<ProbeRun>,
+    /// Start again whatever the restart policy says: its image was changed.
+    renewed: bool,
+}
+
+impl ContainerRun {
+    fn new(name: &str, part: Part, index: usize, waiting: &'static str) -> Self {
+        Self {
+            name: name.into(),
+            part,
+            index,
+            step: Step::Idle { until: None },
+            waiting: Waiting { reason: waiting, message: String::new() },
+            pull_turns: None,
+            attempt: None,
+            last: None,
+            image: String::new(),
+            image_id: String::new(),
+            crash: Backoff::containers(),
+            pull: Backoff::containers(),
+            probes: Vec::new(),
+            renewed: false,
+        }
+    }
+
+    /// Its part of the pod's spec.
+    pub(crate) fn spec<'a>(&self, pod: &'a Pod) -> Option<&'a Container> {
+        let spec = pod.spec.as_ref()?;
+        let list = if self.part == Part::Main { Some(&spec.containers) } else { spec.init_containers.as_ref() };
+        list?.get(self.index)
+    }
+
+    fn next_attempt(&self) -> u32 {
+        self.attempt.map_or(0, |n| n.saturating_add(1))
+    }
+
+    pub(crate) fn running(&self) -> bool {
+        matches!(self.step, Step::Running { .. })
+    }
+
+    fn verdict(&self, kind: ProbeKind) -> Option<bool> {
+        self.probes.iter().find(|p| p.kind == kind).map(|p| p.verdict == Some(true))
+    }
+
+    /// Whether it runs and its startup probe, if any, succeeded.
+    pub(crate) fn started(&self) -> bool {
+        self.running() && self.verdict(ProbeKind::Startup) != Some(false)
+    }
+
+    /// Whether it may get traffic; for an init container, whether it did its work.
+    pub(crate) fn ready(&self) -> bool {
+        match self.part {
+            Part::Init => matches!(&self.step, Step::Ended(end) if end.exit_code == 0),
+            Part::Sidecar | Part::Main => self.started() && self.verdict(ProbeKind::Readiness) != Some(false),
+        }
+    }
+
+    /// Whether the containers after this init container may go on.
+    pub(crate) fn initialized(&self) -> bool {
+        match self.part {
+            Part::Init => self.ready(),
+            Part::Sidecar => self.started() || matches!(self.step, Step::Ended(_)),
+            Part::Main => true,
+        }
+    }
+
+    /// Whether an operation or a run of it is under way.
+    fn busy(&self) -> bool {
+        matches!(self.step, Step::Pulling | Step::Starting | Step::Running { .. })
+    }
+
+    fn field(&self) -> String {
+        let list = if self.part == Part::Main { "containers" } else { "initContainers" };
+        format!("spec.{list}{{{}}}", self.name)
+    }
+}
+
+/// Where a pod's address and volumes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sandbox {
+    Absent { until: Option<Time> },
+    SettingUp,
+    Ready,
+    Removing(Keep),
+    Removed(Keep),
+}
+
+/// Where the removal of the pod's object is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Deletion {
+    Open { until: Option<Time> },
+    Asked,
+    Done,
+}
+
+/// Why a pod is not run any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// Its object does not exist.
+    Gone,
+    /// It is to be deleted.
+    Deleted,
+    /// It came to its end.
+    Over,
+}
+
+/// Why a pod failed as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) reason: &'static str,
+    pub(crate) message: &'static str,
+}
+
+/// One pod of this node.
+#[derive(Clone, Debug)]
+pub(crate) struct PodRun {
+    pub(crate) pod: Arc<Pod>,
+    pub(crate) uid: Uid,
+    pub(crate) containers: Vec<ContainerRun>,
+    sandbox: Sandbox,
+    pub(crate) ip: Option<IpAddr>,
+    volume_backoff: Backoff,
+    gone: bool,
+    /// It had come to its end before this agent saw it: its stored status stands.
+    archived: bool,
+    pub(crate) failure: Option<Failure>,
+    pub(crate) start_time: Time,
+    pub(crate) conditions: Conditions,
+    report: Report,
+    deletion: Deletion,
+    delete_backoff: Backoff,
+    wake: Option<Time>,
+}
+
+impl PodRun {
+    /// Takes up a pod as its object describes it; earlier attempts are read from its stored status.
+    pub(crate) fn adopt(now: Time, uid: Uid, pod: Arc<Pod>) -> Self {
+        let status = pod.status.as_ref();
+        let archived = matches!(status.and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"));
+        let start_time = status.and_then(|s| s.start_time.as_ref()).map_or(now, |t| time(&t.0));
+        let mut this = Self {
+            uid,
+            containers: Vec::new(),
+            sandbox: Sandbox::Absent { until: None },
+            ip: None,
+            volume_backoff: Backoff::volumes(),
+            gone: false,
+            archived,
+            failure: None,
+            start_time,
+            conditions: Conditions::of(status),
+            report: Report::new(),
+            deletion: Deletion::Open { until: None },
+            delete_backoff: Backoff::writes(),
+            wake: None,
+            pod,
+        };
+        if !archived {
+            this.containers = adopt_containers(now, &this.pod);
+            this.report.touch(now + CREATING_WRITE_MS);
+        }
+        this
+    }
+
+    /// When [`advance`](Self::advance) wants to be called next.
+    pub(crate) fn wake(&self) -> Option<Time> {
+        self.wake
+    }
+
+    /// Whether nothing of the pod is left: neither its object nor anything on this node.
+    pub(crate) fn finished(&self) -> bool {
+        self.gone && self.sandbox == Sandbox::Removed(Keep::Nothing)
+    }
+
+    /// How the API knows it.
+    pub(crate) fn reference(&self) -> PodRef {
+        let meta = &self.pod.metadata;
+        PodRef {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+            uid: self.uid.clone(),
+        }
+    }
+
+    /// Whether its address is in use.
+    pub(crate) fn sandboxed(&self) -> bool {
+        self.sandbox == Sandbox::Ready
+    }
+
+    /// Whether the pod has come to its end, or comes to it: nothing will be started.
+    pub(crate) fn over(&self) -> bool {
+        self.archived || self.failure.is_some() || self.completed()
+    }
+
+    pub(crate) fn deleting(&self) -> bool {
+        self.pod.metadata.deletion_timestamp.is_some()
+    }
+
+    pub(crate) fn restart_policy(&self) -> &str {
+        self.spec().and_then(|s| s.restart_policy.as_deref()).unwrap_or("Always")
+    }
+
+    pub(crate) fn mains(&self) -> impl Iterator<Item = &ContainerRun> {
+        self.containers.iter().filter(|c| c.part == Part::Main)
+    }
+
+    pub(crate) fn inits(&self) -> impl Iterator<Item = &ContainerRun> {
+        self.containers.iter().filter(|c| c.part != Part::Main)
+    }
+
+    fn spec(&self) -> Option<&PodSpec> {
+        self.pod.spec.as_ref()
+    }
+
+    /// Whether every container ended for good, or an init container failed for good.
+    fn completed(&self) -> bool {
+        let init_failed =
+            self.inits().any(|c| c.part == Part::Init && matches!(&c.step, Step::Ended(end) if end.exit_code != 0));
+        init_failed || self.mains().all(|c| matches!(c.step, Step::Ended(_)))
+    }
+
+    fn ending(&self) -> Option<Ending> {
+        if self.gone {
+            Some(Ending::Gone)
+        } else if self.deleting() {
+            Some(Ending::Deleted)
+        } else {
+            self.over().then_some(Ending::Over)
+        }
+    }
+
+    fn all_ready(&self) -> bool {
+        self.mains().all(ContainerRun::ready)
+    }
+
+    /// Takes what happened to this pod.
+    pub(crate) fn handle(&mut self, now: Time, input: In, out: &mut Vec<Out>) {
+        match input {
+            In::Pod(pod) => self.pod_changed(now, pod, out),
+            In::Gone(_) => self.gone = true,
+            In::SandboxReady { ip, .. } => {
+                if self.sandbox == Sandbox::SettingUp {
+                    self.sandbox = Sandbox::Ready;
+                    self.ip = Some(ip);
+                    self.volume_backoff.reset();
+                }
+            }
+            In::SandboxFailed { message, .. } => self.sandbox_failed(now, &message, out),
+            In::SandboxRemoved(_) => {
+                if let Sandbox::Removing(keep) = self.sandbox {
+                    self.sandbox = Sandbox::Removed(keep);
+                }
+            }
+            In::Pulled { at, result } => match result {
+                Ok(image) => self.pulled(now, &at, &image, out),
+                Err(fault) => self.pull_failed(now, &at, fault, out),
+            },
+            In::Started { at, attempt } => self.started(now, &at, attempt, out),
+            In::StartFailed { at, attempt, fault } => self.start_failed(now, &at, attempt, fault, out),
+            In::Exited { at, attempt, exit } => self.exited(now, &at, attempt, exit, out),
+            In::Probed { at, attempt, kind, outcome } => self.probed(now, &at, attempt, kind, outcome, out),
+            In::StatusWritten { outcome, .. } => self.report.written(now, outcome),
+            In::Deleted { outcome, .. } => self.deleted(now, outcome),
+        }
+    }
+
+    /// Looks at everything and wishes what is due at `now`.
+    pub(crate) fn advance(&mut self, now: Time, config: &Config, out: &mut Vec<Out>) {
+        self.wake = None;
+        self.check_deadline(now, out);
+        match self.ending() {
+            Some(ending) => self.wind_down(ending, now, out),
+            None => self.run(now, out),
+        }
+        self.write_status(now, config, out);
+    }
+
+    fn note_wake(&mut self, at: Time) {
+        self.wake = Some(self.wake.map_or(at, |w| w.min(at)));
+    }
+
+    /// True if `until` has come; else the agent is woken then.
+    fn due(&mut self, until: Option<Time>, now: Time) -> bool {
+        match until {
+            Some(at) if at > now => {
+                self.note_wake(at);
+                false
+            }
+            _ => true,
+        }
+    }
+
+    fn check_deadline(&mut self, now: Time, out: &mut Vec<Out>) {
+        let Some(seconds) = self.spec().and_then(|s| s.active_deadline_seconds) else { return };
+        if self.over() || self.gone {
+            return;
+        }
+        let deadline = self.start_time + u64::try_from(seconds).unwrap_or(0).saturating_mul(1000);
+        if self.due(Some(deadline), now) {
+            let message = "Pod was active on the node longer than the specified deadline";
+            self.failure = Some(Failure { reason: "DeadlineExceeded", message });
+            self.event(now, None, EventKind::Normal, "DeadlineExceeded", message.to_owned(), out);
+            self.report.touch(now);
+        }
+    }
+
+    // ---- running a pod ----
+
+    fn run(&mut self, now: Time, out: &mut Vec<Out>) {
+        match self.sandbox {
+            Sandbox::Absent { until } => {
+                if self.due(until, now) {
+                    self.sandbox = Sandbox::SettingUp;
+                    out.push(Out::SetUp(self.pod.clone()));
+                }
+                return;
+            }
+            Sandbox::Ready => {}
+            Sandbox::SettingUp | Sandbox::Removing(_) | Sandbox::Removed(_) => return,
+        }
+        let mut initialized = true;
+        for at in 0..self.containers.len() {
+            let part = self.containers[at].part;
+            // An init container waits for those before it, a main one for all of them. What ended well stays.
+            if initialized {
+                self.drive(at, now, out);
+            }
+            initialized &= part == Part::Main || self.containers[at].initialized();
+        }
+    }
+
+    fn drive(&mut self, at: usize, now: Time, out: &mut Vec<Out>) {
+        match self.containers[at].step {
+            Step::Idle { until } => {
+                if self.due(until, now) {
+                    self.begin_pull(at, now, out);
+                } else {
+                    self.turn_into_backoff(at, now, out);
+                }
+            }
+            Step::Running { stop_ms: None, .. } => self.ask_probes(at, now, out),
+            _ => {}
+        }
+    }
+
+    fn begin_pull(&mut self, at: usize, now: Time, out: &mut Vec<Out>) {
+        let pod = self.pod.clone();
+        let Some(spec) = self.containers[at].spec(&pod) else { return };
+        let image = spec.image.clone().unwrap_or_default();
+        let policy = pull_policy(spec.image_pull_policy.as_deref(), &image);
+        if policy == PullPolicy::Always {
+            self.event(now, Some(at), EventKind::Normal, "Pulling", format!("Pulling image \"{image}\""), out);
+        }
+        let container = &mut self.containers[at];
+        container.step = Step::Pulling;
+        container.image.clone_from(&image);
+        container.pull_turns = None;
+        out.push(Out::Pull { at: self.container_ref(at), image, policy });
+    }
+
+    /// `ErrImagePull → ImagePullBackOff`, a little after the failure.
+    fn turn_into_backoff(&mut self, at: usize, now: Time, out: &mut Vec<Out>) {
+        let Some(turns) = self.containers[at].pull_turns else { return };
+        if !self.due(Some(turns), now) {
+            return;
+        }
+        let container = &mut self.containers[at];
+        container.pull_turns = None;
+        let image = &container.image;
+        let back_off = format!("Back-off pulling image \"{image}\"");
+        let message = format!("{back_off}: {}: {}", container.waiting.reason, container.waiting.message);
+        container.waiting = Waiting { reason: "ImagePullBackOff", message };
+        self.event(now, Some(at), EventKind::Normal, "BackOff", back_off, out);
+        self.event(now, Some(at), EventKind::Warning, "Failed", "Error: ImagePullBackOff".to_owned(), out);
+        self.report.touch(now);
+    }
+
+    fn ask_probes(&mut self, at: usize, now: Time, out: &mut Vec<Out>) {
+        let starting = self.containers[at].verdict(ProbeKind::Startup) == Some(false);
+        for i in 0..self.containers[at].probes.len() {
+            let probe = &self.containers[at].probes[i];
+            let held = (probe.kind == ProbeKind::Startup) != starting;
+            let Some(due) = probe.due() else { continue };
+            if held || !self.due(Some(due), now) {
+                continue;
+            }
+            let (reference, attempt, pod) = (self.container_ref(at), self.containers[at].attempt, self.pod.clone());
+            let probe = &mut self.containers[at].probes[i];
+            probe.ask(now);
+            out.push(Out::Probe {
+                at: reference,
+                attempt: attempt.unwrap_or(0),
+                kind: probe.kind,
+                timeout_ms: probe.timeout_ms(),
+                probe: probe.probe.clone(),
+                pod,
+            });
+        }
+    }
+
+    // ---- ending a pod ----
+
+    fn wind_down(&mut self, ending: Ending, now: Time, out: &mut Vec<Out>) {
+        let grace_ms = self.grace_ms(ending);
+        for at in 0..self.containers.len() {
+            self.stop(at, grace_ms, now, out);
+        }
+        if self.containers.iter().any(ContainerRun::busy) || self.sandbox == Sandbox::SettingUp {
+            return;
+        }
+        match ending {
+            Ending::Over => {
+                if self.sandbox == Sandbox::Ready {
+                    self.tear_down(Keep::Files, out);
+                }
+            }
+            Ending::Gone => self.tear_down(Keep::Nothing, out),
+            // The last status goes first: who waits for the exit code must be able to see it.
+            Ending::Deleted if !self.report.settled() => self.report.hasten(now),
+            Ending::Deleted if self.sandbox == Sandbox::Removed(Keep::Nothing) => self.delete(now, out),
+            Ending::Deleted => self.tear_down(Keep::Nothing, out),
+        }
+    }
+
+    fn grace_ms(&self, ending: Ending) -> u64 {
+        let seconds = match ending {
+            Ending::Gone => return GONE_GRACE_MS,
+            Ending::Deleted => self.pod.metadata.deletion_grace_period_seconds,
+            Ending::Over => None,
+        };
+        let seconds = seconds.or_else(|| self.spec()?.termination_grace_period_seconds).unwrap_or(GRACE_DEFAULT_S);
+        u64::try_from(seconds).unwrap_or(0).saturating_mul(1000)
+    }
+
+    /// Asks a running container to end; again if it now gets less time than it was given.
+    fn stop(&mut self, at: usize, grace_ms: u64, now: Time, out: &mut Vec<Out>) {
+        let Step::Running { stop_ms, .. } = &mut self.containers[at].step else { return };
+        if stop_ms.is_some_and(|given| given <= grace_ms) {
+            return;
+        }
+        let first = stop_ms.replace(grace_ms).is_none();
+        if first {
+            let message = format!("Stopping container {}", self.containers[at].name);
+            self.event(now, Some(at), EventKind::Normal, "Killing", message, out);
+        }
+        self.push_stop(at, grace_ms, out);
+    }
+
+    fn push_stop(&self, at: usize, grace_ms: u64, out: &mut Vec<Out>) {
+        let attempt = self.containers[at].attempt.unwrap_or(0);
+        out.push(Out::Stop { at: self.container_ref(at), attempt, grace_ms });
+    }
+
+    fn tear_down(&mut self, keep: Keep, out: &mut Vec<Out>) {
+        let wanted = match self.sandbox {
+            Sandbox::Absent { .. } | Sandbox::Ready => true,
+            Sandbox::Removed(kept) => kept != keep,
+            Sandbox::SettingUp | Sandbox::Removing(_) => false,
+        };
+        if wanted {
+            self.sandbox = Sandbox::Removing(keep);
+            out.push(Out::TearDown { pod: self.reference(), keep });
+        }
+    }
+
+    fn delete(&mut self, now: Time, out: &mut Vec<Out>) {
+        if let Deletion::Open { until } = self.deletion
+            && self.due(until, now)
+        {
+            self.deletion = Deletion::Asked;
+            out.push(Out::DeletePod(self.reference()));
+        }
+    }
+
+    fn deleted(&mut self, now: Time, outcome: Written) {
+        self.deletion = match outcome {
+            // The watch tells when it is really gone: finalizers may keep it.
+            Written::Ok => Deletion::Done,
+            Written::Gone => {
+                self.gone = true;
+                Deletion::Done
+            }
+            Written::Retry => Deletion::Open { until: Some(now + self.delete_backoff.fail(now)) },
+        };
+    }
+
+    // ---- what happened ----
+
+    fn pod_changed(&mut self, now: Time, pod: Arc<Pod>, out: &mut Vec<Out>) {
+        self.pod = pod;
+        if self.archived {
+            return;
+        }
+        if self.spec().is_some_and(|s| s.readiness_gates.as_ref().is_some_and(|g| !g.is_empty())) {
+            self.report.touch(now);
+        }
+        for at in 0..self.containers.len() {
+            self.renew_if_changed(at, now, out);
+        }
+    }
+
+    /// A running container whose image was changed is restarted.
+    fn renew_if_changed(&mut self, at: usize, now: Time, out: &mut Vec<Out>) {
+        let container = &self.containers[at];
+        let image = container.spec(&self.pod).and_then(|spec| spec.image.as_deref());
+        let unchanged = image == Some(container.image.as_str());
+        if unchanged || container.renewed || !matches!(container.step, Step::Running { stop_ms: None, .. }) {
+            return;
+        }
+        let message = format!("Container {} definition changed, will be restarted", container.name);
+        self.containers[at].renewed = true;
+        self.restart(at, self.grace_ms(Ending::Over), message, now, out);
+    }
+
+    fn restart(&mut self, at: usize, grace_ms: u64, message: String, now: Time, out: &mut Vec<Out>) {
+        if let Step::Running { stop_ms, .. } = &mut self.containers[at].step {
+            *stop_ms = Some(grace_ms);
+            self.event(now, Some(at), EventKind::Normal, "Killing", message, out);
+            self.push_stop(at, grace_ms, out);
+        }
+    }
+
+    fn sandbox_failed(&mut self, now: Time, message: &str, out: &mut Vec<Out>) {
+        if self.sandbox == Sandbox::SettingUp {
+            self.sandbox = Sandbox::Absent { until: Some(now + self.volume_backoff.fail(now)) };
+            self.event(now, None, EventKind::Warning, "FailedMount", message.to_owned(), out);
+            self.report.touch(now + RUNNING_WRITE_MS);
+        }
+    }
+
+    fn pulled(&mut self, now: Time, at: &ContainerRef, image: &PulledImage, out: &mut Vec<Out>) {
+        let Some(at) = self.find(at, |step| matches!(step, Step::Pulling)) else { return };
+        let container = &mut self.containers[at];
+        container.image_id.clone_from(&image.image_id);
+        container.pull.reset();
+        let name = container.image.clone();
+        // Nothing is started in a pod that is ending.
+        if self.ending().is_some() {
+            self.containers[at].step = Step::Idle { until: None };
+            return;
+        }
+        let always = self.containers[at]
+            .spec(&self.pod)
+            .is_some_and(|s| pull_policy(s.image_pull_policy.as_deref(), &name) == PullPolicy::Always);
+        let message = if image.already_present && !always {
+            format!("Container image \"{name}\" already present on machine")
+        } else {
+            if !always {
+                self.event(now, Some(at), EventKind::Normal, "Pulling", format!("Pulling image \"{name}\""), out);
+            }
+            let took = short_duration(image.took_ms);
+            format!(
+                "Successfully pulled image \"{name}\" in {took} ({took} including waiting). Image size: {} bytes.",
+                image.size
+            )
+        };
+        self.event(now, Some(at), EventKind::Normal, "Pulled", message, out);
+        let (reference, container) = (self.container_ref(at), &mut self.containers[at]);
+        container.step = Step::Starting;
+        out.push(Out::Start { at: reference, attempt: container.next_attempt(), pod: self.pod.clone() });
+    }
+
+    fn pull_failed(&mut self, now: Time, at: &ContainerRef, fault: PullFault, out: &mut Vec<Out>) {
+        let Some(at) = self.find(at, |step| matches!(step, Step::Pulling)) else { return };
+        let image = self.containers[at].image.clone();
+        let (reason, message, event) = match fault {
+            PullFault::InvalidName(why) => {
+                let message =
+                    format!("Failed to apply default image tag \"{image}\": couldn't parse image name: {why}");
+                ("InvalidImageName", message.clone(), ("InspectFailed", message))
+            }
+            PullFault::NotPresent => {
+                let message = format!("Container image \"{image}\" is not present with pull policy of Never");
+                ("ErrImageNeverPull", message.clone(), ("ErrImageNeverPull", message))
+            }
+            PullFault::Failed(why) => {
+                let message = format!("Failed to pull image \"{image}\": {why}");
+                ("ErrImagePull", why, ("Failed", message))
+            }
+        };
+        let always = self.containers[at]
+            .spec(&self.pod)
+            .is_some_and(|s| pull_policy(s.image_pull_policy.as_deref(), &image) == PullPolicy::Always);
+        if reason == "ErrImagePull" && !always {
+            self.event(now, Some(at), EventKind::Normal, "Pulling", format!("Pulling image \"{image}\""), out);
+        }
+        self.event(now, Some(at), EventKind::Warning, event.0, event.1, out);
+        self.event(now, Some(at), EventKind::Warning, "Failed", format!("Error: {reason}"), out);
+        let container = &mut self.containers[at];
+        container.step = Step::Idle { until: Some(now + container.pull.fail(now)) };
+        container.pull_turns = (reason == "ErrImagePull").then_some(now + ERR_IMAGE_PULL_SHOWN_MS);
+        container.waiting = Waiting { reason, message };
+        self.report.touch(now);
+    }
+
+    fn started(&mut self, now: Time, at: &ContainerRef, attempt: u32, out: &mut Vec<Out>) {
+        let Some(at) = self.find_starting(at, attempt) else { return };
+        self.began(at, attempt, now, out);
+        let pod = self.pod.clone();
+        let container = &mut self.containers[at];
+        container.step = Step::Running { since: now, stop_ms: None };
+        container.probes = container.spec(&pod).map(|spec| ProbeRun::of(spec, now)).unwrap_or_default();
+        self.report.touch(if self.all_ready() { now } else { now + RUNNING_WRITE_MS });
+    }
+
+    /// Notes that an attempt exists.
+    fn began(&mut self, at: usize, attempt: u32, now: Time, out: &mut Vec<Out>) {
+        let name = self.containers[at].name.clone();
+        self.event(now, Some(at), EventKind::Normal, "Created", format!("Created container: {name}"), out);
+        self.event(now, Some(at), EventKind::Normal, "Started", format!("Started container {name}"), out);
+        let container = &mut self.containers[at];
+        container.attempt = Some(attempt);
+        container.renewed = false;
+        // The first start is no restart: the first crash is followed by a start at once.
+        if container.last.is_some() {
+            container.crash.attempt(now);
+        }
+    }
+
+    fn start_failed(&mut self, now: Time, at: &ContainerRef, attempt: u32, fault: StartFault, out: &mut Vec<Out>) {
+        let Some(at) = self.find_starting(at, attempt) else { return };
+        let container = &mut self.containers[at];
+        let (reason, message) = match fault {
+            StartFault::Config(why) => ("CreateContainerConfigError", why),
+            StartFault::Create(why) => ("CreateContainerError", why),
+            StartFault::Run(why) => {
+                container.attempt = Some(attempt);
+                ("RunContainerError", why)
+            }
+        };
+        // What is missing may be made at any moment, so that is looked for at a steady pace; what cannot be run
+        // stays so until someone pushes something else.
+        let wait = match reason {
+            "CreateContainerConfigError" => 10_000,
+            _ => container.crash.fail(now),
+        };
+        container.step = Step::Idle { until: Some(now + wait) };
+        container.waiting = Waiting { reason, message: message.clone() };
+        self.event(now, Some(at), EventKind::Warning, "Failed", format!("Error: {message}"), out);
+        self.report.touch(now);
+    }
+
+    fn exited(&mut self, now: Time, at: &ContainerRef, attempt: u32, exit: Exit, out: &mut Vec<Out>) {
+        let Some(at) = self.find(at, |step| matches!(step, Step::Starting | Step::Running { .. })) else { return };
+        match self.containers[at].step {
+            Step::Starting if self.containers[at].next_attempt() != attempt => return,
+            Step::Starting if exit.reason == ExitReason::ContainerCannotRun => {
+                self.containers[at].attempt = Some(attempt);
+                if self.containers[at].last.is_some() {
+                    self.containers[at].crash.attempt(now);
+                }
+                self.event(now, Some(at), EventKind::Warning, "Failed", format!("Error: {}", exit.message), out);
+            }
+            Step::Starting => self.began(at, attempt, now, out),
+            _ if self.containers[at].attempt != Some(attempt) => return,
+            _ => {}
+        }
+        let end = Terminated {
+            exit_code: exit.code,
+            reason: exit.reason.as_str().to_owned(),
+            message: exit.message,
+            started_at: exit.started_at,
+            finished_at: exit.finished_at,
+            container_id: container_id(&self.uid, &self.containers[at].name, attempt),
+        };
+        self.containers[at].probes.clear();
+        if self.ending().is_none() && self.restarts(at, end.exit_code) {
+            self.start_again(at, end, now, out);
+        } else {
+            self.containers[at].step = Step::Ended(end);
+        }
+        self.report.touch(now);
+    }
+
+    fn restarts(&self, at: usize, exit_code: i32) -> bool {
+        let container = &self.containers[at];
+        container.renewed || restarts(container.part, self.restart_policy(), exit_code)
+    }
+
+    fn start_again(&mut self, at: usize, end: Terminated, now: Time, out: &mut Vec<Out>) {
+        let reference = self.reference();
+        let container = &mut self.containers[at];
+        container.last = Some(end);
+        let wait = if container.renewed { 0 } else { container.crash.wait_after_end(now) };
+        if wait == 0 {
+            container.step = Step::Idle { until: None };
+            container.waiting = Waiting { reason: "ContainerCreating", message: String::new() };
+            return;
+        }
+        let id = format!("{}_{}({})", reference.name, reference.namespace, reference.uid);
+        let (name, seconds) = (&container.name, short_duration(wait));
+        container.step = Step::Idle { until: Some(now + wait) };
+        container.waiting = Waiting {
+            reason: "CrashLoopBackOff",
+            message: format!("back-off {seconds} restarting failed container={name} pod={id}"),
+        };
+        let message = format!("Back-off restarting failed container {name} in pod {id}");
+        self.event(now, Some(at), EventKind::Warning, "BackOff", message, out);
+    }
+
+    fn probed(
+        &mut self,
+        now: Time,
+        at: &ContainerRef,
+        attempt: u32,
+        kind: ProbeKind,
+        outcome: ProbeOutcome,
+        out: &mut Vec<Out>,
+    ) {
+        let Some(at) = self.find(at, |step| matches!(step, Step::Running { .. })) else { return };
+        let container = &mut self.containers[at];
+        if container.attempt != Some(attempt) {
+            return;
+        }
+        let (was_ready, was_started) = (container.ready(), container.started());
+        let Some(probe) = container.probes.iter_mut().find(|p| p.kind == kind) else { return };
+        let finding = probe.answer(now, outcome);
+        let (failed, own_grace) = (probe.failed(), probe.probe.termination_grace_period_seconds);
+        let (ready, started, name) = (container.ready(), container.started(), container.name.clone());
+        if let Finding::Failed(why) = finding {
+            let message = format!("{} probe failed: {why}", kind.title());
+            self.event(now, Some(at), EventKind::Warning, "Unhealthy", message, out);
+        }
+        let stopping = !matches!(self.containers[at].step, Step::Running { stop_ms: None, .. });
+        if failed && kind != ProbeKind::Readiness && !stopping {
+            let grace_ms = own_grace
+                .map_or_else(|| self.grace_ms(Ending::Over), |s| u64::try_from(s).unwrap_or(0).saturating_mul(1000));
+            let message =
+                format!("Container {name} failed {} probe, will be restarted", kind.title().to_ascii_lowercase());
+            self.restart(at, grace_ms, message, now, out);
+        }
+        match (was_ready, ready) {
+            (false, true) if !self.all_ready() => self.report.touch(now + RUNNING_WRITE_MS),
+            (a, b) if a != b => self.report.touch(now),
+            _ if was_started != started => self.report.touch(now + RUNNING_WRITE_MS),
+            _ => {}
+        }
+    }
+
+    // ---- saying so ----
+
+    fn write_status(&mut self, now: Time, config: &Config, out: &mut Vec<Out>) {
+        if self.gone || self.archived {
+            return;
+        }
+        match self.report.due() {
+            Some(due) if self.due(Some(due), now) => {
+                let status = self.status(now, config);
+                if self.report.begin(&status) {
+                    out.push(Out::WriteStatus { pod: self.reference(), status });
+                } else if self.deleting() {
+                    // Nothing to write after all: the removal may go on at once.
+                    self.note_wake(now);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn find(&self, at: &ContainerRef, in_step: impl Fn(&Step) -> bool) -> Option<usize> {
+        self.containers.iter().position(|c| c.name == at.container && in_step(&c.step))
+    }
+
+    fn find_starting(&self, at: &ContainerRef, attempt: u32) -> Option<usize> {
+        let found = self.find(at, |step| matches!(step, Step::Starting))?;
+        (self.containers[found].next_attempt() == attempt).then_some(found)
+    }
+
+    fn container_ref(&self, at: usize) -> ContainerRef {
+        ContainerRef { uid: self.uid.clone(), container: self.containers[at].name.clone() }
+    }
+
+    fn event(
+        &self,
+        now: Time,
+        container: Option<usize>,
+        kind: EventKind,
+        reason: &'static str,
+        message: String,
+        out: &mut Vec<Out>,
+    ) {
+        let field = container.map(|at| self.containers[at].field()).unwrap_or_default();
+        out.push(Out::Event(PodEvent { pod: self.reference(), field, kind, reason, message, at: now }));
+    }
+}
+
+fn restarts(part: Part, policy: &str, exit_code: i32) -> bool {
+    match (part, policy) {
+        (Part::Sidecar, _) => true,
+        (Part::Init, "Never") | (Part::Main, "Never") => false,
+        (Part::Init, _) | (Part::Main, "OnFailure") => exit_code != 0,
+        (Part::Main, _) => true,
+    }
+}
+
+/// The containers of a pod, as its stored status left them: what ended for good stays so, what ran is to run anew.
+fn adopt_containers(now: Time, pod: &Pod) -> Vec<ContainerRun> {
+    let Some(spec) = &pod.spec else { return Vec::new() };
+    let policy = spec.restart_policy.as_deref().unwrap_or("Always");
+    let has_inits = spec.init_containers.as_ref().is_some_and(|list| !list.is_empty());
+    let waiting = if has_inits { "PodInitializing" } else { "ContainerCreating" };
+    let inits = spec.init_containers.iter().flatten().enumerate().map(|(index, c)| {
+        let part = if c.restart_policy.as_deref() == Some("Always") { Part::Sidecar } else { Part::Init };
+        ContainerRun::new(&c.name, part, index, waiting)
+    });
+    let mains = spec.containers.iter().enumerate();
+    let mains = mains.map(|(index, c)| ContainerRun::new(&c.name, Part::Main, index, waiting));
+    adopt_stored(now, pod, policy, inits.chain(mains).collect())
+}
+
+fn adopt_stored(now: Time, pod: &Pod, policy: &str, mut containers: Vec<ContainerRun>) -> Vec<ContainerRun> {
+    let Some(status) = &pod.status else { return containers };
+    let stored = |c: &ContainerRun| -> Option<&ContainerStatus> {
+        let list = if c.part == Part::Main { &status.container_statuses } else { &status.init_container_statuses };
+        list.iter().flatten().find(|s| *s.name == *c.name)
+    };
+    for container in &mut containers {
+        let Some(stored) = stored(container) else { continue };
+        container.last = stored.last_state.as_ref().and_then(|s| s.terminated.as_ref()).map(terminated);
+        let had_run = stored.restart_count > 0 || stored.container_id.is_some() || container.last.is_some();
+        container.attempt = had_run.then(|| u32::try_from(stored.restart_count).unwrap_or(0));
+        let state = stored.state.as_ref();
+        if let Some(running) = state.and_then(|s| s.running.as_ref()) {
+            let lost = Terminated {
+                exit_code: 137,
+                reason: "ContainerStatusUnknown".to_owned(),
+                message: "The node agent was stopped while the container ran.".to_owned(),
+                started_at: running.started_at.as_ref().map_or(now, |t| time(&t.0)),
+                finished_at: now,
+                container_id: stored.container_id.clone().unwrap_or_default(),
+            };
+            if container.part == Part::Main && policy == "Never" {
+                container.step = Step::Ended(lost);
+            } else {
+                container.last = Some(lost);
+            }
+        } else if let Some(end) = state.and_then(|s| s.terminated.as_ref()).map(terminated) {
+            if container.part == Part::Main && !restarts(container.part, policy, end.exit_code) {
+                container.step = Step::Ended(end);
+            } else {
+                container.last = Some(end);
+            }
+        }
+        if matches!(container.step, Step::Ended(_)) {
+            container.image.clone_from(&stored.image);
+            container.image_id.clone_from(&stored.image_id);
+        }
+    }
+    containers
+}
+
+fn terminated(stored: &k8s_openapi::api::core::v1::ContainerStateTerminated) -> Terminated {
+    Terminated {
+        exit_code: stored.exit_code,
+        reason: stored.reason.clone().unwrap_or_default(),
+        message: stored.message.clone().unwrap_or_default(),
+        started_at: stored.started_at.as_ref().map_or(Time::from_ms(0), |t| time(&t.0)),
+        finished_at: stored.finished_at.as_ref().map_or(Time::from_ms(0), |t| time(&t.0)),
+        container_id: stored.container_id.clone().unwrap_or_default(),
+    }
+}
+
+fn time(stamp: &k8s_openapi::jiff::Timestamp) -> Time {
+    Time::from_ms(stamp.as_millisecond())
+}
+
+/// `containerID` of an attempt.
+pub(crate) fn container_id(uid: &Uid, name: &str, attempt: u32) -> String {
+    format!("dhow://{uid}/{name}/{attempt}")
+}
+
+fn pull_policy(policy: Option<&str>, image: &str) -> PullPolicy {
+    match policy {
+        Some("Always") => PullPolicy::Always,
+        Some("Never") => PullPolicy::Never,
+        Some(_) => PullPolicy::IfNotPresent,
+        // The API server fills this in; an object that slipped past it is treated alike.
+        None if image.ends_with(":latest") => PullPolicy::Always,
+        None => PullPolicy::IfNotPresent,
+    }
+}
+
+/// A length of time as Go prints it: `980ms`, `10s`, `1m20s`, `5m0s`.
+fn short_duration(ms: u64) -> String {
+    match (ms / 60_000, ms % 60_000) {
+        (0, ms) if ms < 1000 => format!("{ms}ms"),
+        (0, ms) if ms % 1000 == 0 => format!("{}s", ms / 1000),
+        (0, ms) => format!("{}.{:03}s", ms / 1000, ms % 1000),
+        (minutes, ms) => format!("{minutes}m{}s", ms / 1000),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,184 @@
+//! How a new node gets its identity: it fetches the cluster's CA, compares it with the hash in its join token, and only
+//! then sends the token's secret with a certificate request. The private key never leaves the node.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use dhow_client::{Client, ClientError};
+use dhow_pki::token::JoinToken;
+use dhow_pki::{Identity, PkiError, new_csr};
+use dhow_types::NodeName;
+use http::Method;
+use serde::Deserialize;
+use serde_json::json;
+
+const DIR: &str = "identity";
+
+/// What a node holds after it joined.
+#[derive(Clone)]
+pub struct JoinedIdentity {
+    /// The node's name.
+    pub name: NodeName,
+    /// Its key and certificate.
+    pub identity: Identity,
+    /// The cluster's CA, in PEM.
+    pub ca_pem: String,
+}
+
+/// Why a node could not join.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JoinError {
+    /// The token has not the form of a join token.
+    #[error("the join token cannot be used: {0}")]
+    BadToken(#[from] dhow_pki::token::TokenError),
+    /// The server is another one than the token was made for.
+    #[error("the server `{server}` has another CA than the one that the token was made for")]
+    WrongCluster {
+        /// The server.
+        server: String,
+    },
+    /// The server refused the token, the name or the request.
+    #[error("the server refused to let `{name}` join: {message}")]
+    Refused {
+        /// The node's name.
+        name: String,
+        /// What the server said.
+        message: String,
+    },
+    /// The server cannot be reached.
+    #[error("joining through `{server}` failed")]
+    Client {
+        /// The server.
+        server: String,
+        /// What went wrong.
+        #[source]
+        source: ClientError,
+    },
+    /// A certificate could not be made or read.
+    #[error("a certificate cannot be made or read")]
+    Pki(#[from] PkiError),
+    /// The identity could not be kept or read.
+    #[error("the identity in `{}` cannot be read or written", path.display())]
+    Storage {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    certificate: String,
+    ca: String,
+}
+
+/// The identity that an earlier [`join`] left in `data_dir`, if there is one.
+pub fn load_identity(data_dir: &Path) -> Result<Option<JoinedIdentity>, JoinError> {
+    let dir = data_dir.join(DIR);
+    let read = |name: &str| -> Result<Option<String>, JoinError> {
+        let path = dir.join(name);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text)),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(JoinError::Storage { path, source }),
+        }
+    };
+    // The name is written last: without it, nothing was finished.
+    let parts = (read("name")?, read("node.crt")?, read("node.key")?, read("ca.crt")?);
+    let (Some(name), Some(cert_pem), Some(key_pem), Some(ca_pem)) = parts else { return Ok(None) };
+    Ok(Some(JoinedIdentity { name: NodeName::new(name.trim()), identity: Identity { cert_pem, key_pem }, ca_pem }))
+}
+
+/// Joins the cluster at `server` with a join token and keeps the identity in `data_dir`.
+pub async fn join(server: &str, token: &str, name: &str, data_dir: &Path) -> Result<JoinedIdentity, JoinError> {
+    let token: JoinToken = token.trim().parse()?;
+    let lost = |source| JoinError::Client { server: server.to_owned(), source };
+    let ca = dhow_client::bootstrap_get(server, "/cacerts").await.map_err(lost)?;
+    let wrong = || JoinError::WrongCluster { server: server.to_owned() };
+    let ca_pem = String::from_utf8(ca.to_vec()).map_err(|_| wrong())?;
+    if !token.accepts(&ca_pem)? {
+        return Err(wrong());
+    }
+    let (csr, key_pem) = new_csr(&format!("system:node:{name}"))?;
+    let client = Client::new(dhow_client::Config {
+        server: server.trim_end_matches('/').to_owned(),
+        ca_pem: Some(ca_pem),
+        identity: None,
+        token: Some(token.bearer()),
+        namespace: "default".to_owned(),
+    })
+    .map_err(lost)?;
+    let body = Bytes::from(json!({"name": name, "csr": csr}).to_string());
+    let answer = client.json(Method::POST, "/dhow/v1/join", Some(("application/json", body))).await;
+    let answer = answer.map_err(|err| match err.status() {
+        Some(status) => JoinError::Refused { name: name.to_owned(), message: status.message.clone() },
+        None => lost(err),
+    })?;
+    let malformed = |err: serde_json::Error| JoinError::Refused {
+        name: name.to_owned(),
+        message: format!("its answer is malformed: {err}"),
+    };
+    let Answer { certificate, ca } = serde_json::from_value(answer).map_err(malformed)?;
+    // What the server calls the CA must be what the token vouches for.
+    if !token.accepts(&ca)? {
+        return Err(wrong());
+    }
+    let joined =
+        JoinedIdentity { name: NodeName::new(name), identity: Identity { cert_pem: certificate, key_pem }, ca_pem: ca };
+    keep(data_dir, &joined)?;
+    Ok(joined)
+}
+
+fn keep(data_dir: &Path, joined: &JoinedIdentity) -> Result<(), JoinError> {
+    let dir = data_dir.join(DIR);
+    fs::create_dir_all(&dir).map_err(|source| JoinError::Storage { path: dir.clone(), source })?;
+    for (name, text) in [
+        ("ca.crt", joined.ca_pem.as_str()),
+        ("node.key", &joined.identity.key_pem),
+        ("node.crt", &joined.identity.cert_pem),
+        ("name", joined.name.as_str()),
+    ] {
+        let path = dir.join(name);
+        write_private(&path, text).map_err(|source| JoinError::Storage { path, source })?;
+    }
+    Ok(())
+}
+
+/// Writes a file that only its owner may read, whole or not at all.
+fn write_private(path: &Path, text: &str) -> io::Result<()> {
+    use std::io::Write;
+    let next = path.with_extension("tmp");
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&next, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_is_kept_and_read_back() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        assert!(load_identity(dir.path()).unwrap().is_none());
+        let joined = JoinedIdentity {
+            name: NodeName::new("n1"),
+            identity: Identity { cert_pem: "cert".into(), key_pem: "key".into() },
+            ca_pem: "ca".into(),
+        };
+        keep(dir.path(), &joined).unwrap();
+        let found = load_identity(dir.path()).unwrap().unwrap();
+        assert_eq!((found.name.as_str(), found.ca_pem.as_str()), ("n1", "ca"));
+        assert_eq!((found.identity.cert_pem.as_str(), found.identity.key_pem.as_str()), ("cert", "key"));
+        let mode = fs::metadata(dir.path().join("identity/node.key")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "nobody else reads the key");
+    }
+}

@@ -1,0 +1,176 @@
+//! What the control node asks of this node: logs and port-forwarding, over HTTP/1.1 on streams of the QUIC connection.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /healthz` | `ok` |
+//! | `GET /containerLogs/<ns>/<pod>/<container>?…` | the log, chunked |
+//! | `GET /portForward/<ns>/<pod>/<port>` with `Upgrade: dhow-portforward` | 101, then the bytes of one connection |
+//! | `POST /exec/…` | 501: reserved |
+//!
+//! Only the control node is answered: any other node of the cluster could otherwise read every pod's logs.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dhow_quic::KubeletStream;
+use dhow_tasks::{Stop, Tasks};
+use dhow_types::{Chain, Uid};
+use futures_util::stream;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::clock::now;
+use crate::logs::{LogOptions, LogReader, decode};
+use crate::runner::Shared;
+
+/// Streams that are served at the same time: followed logs and forwarded connections. More wait.
+pub(crate) const STREAMS_MAX: usize = 512;
+/// The protocol that a port-forward is upgraded to.
+const PORT_FORWARD: &str = "dhow-portforward";
+/// How the certificates of nodes are named; the control node's is not.
+const NODE_PREFIX: &str = "system:node:";
+
+type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+
+/// Why a request is not fulfilled: what the client gets.
+struct Refusal(StatusCode, String);
+
+/// Serves the streams that come in, until told to stop.
+pub(crate) async fn serve(shared: Arc<Shared>, tasks: Tasks, mut streams: mpsc::Receiver<KubeletStream>, stop: Stop) {
+    let slots = Arc::new(Semaphore::new(STREAMS_MAX));
+    while let Some(Some(incoming)) = stop.or(streams.recv()).await {
+        if incoming.peer.starts_with(NODE_PREFIX) {
+            tracing::warn!(peer = incoming.peer, "a node asked for the kubelet API and was refused");
+            continue;
+        }
+        let Some(Ok(slot)) = stop.or(slots.clone().acquire_owned()).await else { return };
+        let (shared, stop, upgrades) = (shared.clone(), stop.clone(), tasks.clone());
+        tasks.spawn("kubelet stream", async move {
+            let service = service_fn(move |request| answer(shared.clone(), upgrades.clone(), request));
+            let connection = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(incoming.stream), service)
+                .with_upgrades();
+            if let Some(Err(err)) = stop.or(connection).await {
+                tracing::debug!(err = %Chain(&err), "a stream of the kubelet API broke");
+            }
+            drop(slot);
+        });
+    }
+}
+
+async fn answer(shared: Arc<Shared>, tasks: Tasks, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    let path = request.uri().path().to_owned();
+    let parts: Vec<String> = path.split('/').skip(1).map(decode).collect();
+    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+    let result = match (request.method(), parts.as_slice()) {
+        (&Method::GET, ["healthz"]) => Ok(Response::new(full("ok"))),
+        (&Method::GET, ["containerLogs", namespace, pod, container]) => {
+            container_logs(&shared, (namespace, pod, container), request.uri().query().unwrap_or_default())
+        }
+        (&Method::GET, ["portForward", namespace, pod, port]) => {
+            port_forward(&shared, &tasks, (namespace, pod, port), request)
+        }
+        (_, ["exec" | "attach", ..]) => {
+            Err(Refusal(StatusCode::NOT_IMPLEMENTED, "exec and attach are not supported by this node yet".to_owned()))
+        }
+        _ => Err(Refusal(StatusCode::NOT_FOUND, format!("no such path: {path}"))),
+    };
+    Ok(result.unwrap_or_else(|Refusal(status, why)| {
+        let mut response = Response::new(full(&why));
+        *response.status_mut() = status;
+        response
+    }))
+}
+
+fn full(text: &str) -> Body {
+    Full::new(Bytes::copy_from_slice(text.as_bytes())).map_err(|never| match never {}).boxed_unsync()
+}
+
+fn container_logs(
+    shared: &Arc<Shared>,
+    (namespace, name, container): (&str, &str, &str),
+    query: &str,
+) -> Result<Response<Body>, Refusal> {
+    let options = LogOptions::parse(query, now()).map_err(|why| Refusal(StatusCode::BAD_REQUEST, why))?;
+    let no_pod = || Refusal(StatusCode::NOT_FOUND, format!("pod \"{name}\" not found on this node"));
+    let (uid, pod) = shared.sandboxes.find(namespace, name).ok_or_else(no_pod)?;
+    let bad = |why: String| Refusal(StatusCode::BAD_REQUEST, why);
+    if dhow_agent::spec::container(&pod, container).is_none() {
+        return Err(bad(format!("container {container} is not valid for pod {name}")));
+    }
+    let logs = shared.layout.logs(&pod, container).ok_or_else(no_pod)?;
+    let latest = shared.sandboxes.latest_attempt(&uid, container).or_else(|| logs.latest());
+    let latest =
+        latest.ok_or_else(|| bad(format!("container \"{container}\" in pod \"{name}\" is waiting to start")))?;
+    let attempt = if options.previous {
+        let previous = latest.checked_sub(1);
+        previous
+            .ok_or_else(|| bad(format!("previous terminated container \"{container}\" in pod \"{name}\" not found")))?
+    } else {
+        latest
+    };
+    let reader = LogReader::open(&logs.file(attempt), options)
+        .map_err(|err| Refusal(StatusCode::INTERNAL_SERVER_ERROR, format!("the log cannot be read: {err}")))?;
+    let (shared, container) = (shared.clone(), container.to_owned());
+    let running = move || is_running(&shared, &uid, &container, attempt);
+    let pieces = stream::try_unfold((reader, running), |(reader, running)| async move {
+        let next = reader.next(&running).await?;
+        Ok(next.map(|(bytes, reader)| (Frame::data(bytes), (reader, running))))
+    });
+    let mut response = Response::new(StreamBody::new(pieces).boxed_unsync());
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain"));
+    Ok(response)
+}
+
+fn is_running(shared: &Shared, uid: &Uid, container: &str, attempt: u32) -> bool {
+    shared.sandboxes.running(uid, container).is_some_and(|running| running.attempt == attempt)
+}
+
+fn port_forward(
+    shared: &Arc<Shared>,
+    tasks: &Tasks,
+    (namespace, name, port): (&str, &str, &str),
+    mut request: Request<Incoming>,
+) -> Result<Response<Body>, Refusal> {
+    let asked = request.headers().get(header::UPGRADE).and_then(|v| v.to_str().ok());
+    if !asked.is_some_and(|value| value.eq_ignore_ascii_case(PORT_FORWARD)) {
+        return Err(Refusal(StatusCode::UPGRADE_REQUIRED, format!("send `Upgrade: {PORT_FORWARD}`")));
+    }
+    let port: u16 =
+        port.parse().map_err(|_| Refusal(StatusCode::BAD_REQUEST, format!("`{port}` is not a port number")))?;
+    let (uid, _) = shared
+        .sandboxes
+        .find(namespace, name)
+        .ok_or_else(|| Refusal(StatusCode::NOT_FOUND, format!("pod \"{name}\" not found on this node")))?;
+    // Dialled before the answer, so that "connection refused" can still be said.
+    let stream = shared.switch.dial_pod(&uid, port).map_err(|err| {
+        let why = format!("failed to connect to localhost:{port} inside of pod \"{name}\": {err}");
+        Refusal(StatusCode::BAD_GATEWAY, why)
+    })?;
+    let stop = tasks.stop_token();
+    tasks.spawn("port-forward", async move {
+        let work = async {
+            match hyper::upgrade::on(&mut request).await {
+                Ok(upgraded) => {
+                    if let Err(err) = dhow_switch::splice(stream, TokioIo::new(upgraded)).await {
+                        tracing::debug!(%err, "a forwarded connection broke");
+                    }
+                }
+                Err(err) => tracing::debug!(err = %Chain(&err), "a port-forward was not upgraded"),
+            }
+        };
+        stop.or(work).await;
+    });
+    let mut response = Response::new(full(""));
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, header::HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, header::HeaderValue::from_static(PORT_FORWARD));
+    Ok(response)
+}

@@ -1,0 +1,156 @@
+//! Keeps the switch's tables in line with the API, and this node connected to the control node.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use dhow_agent::env::ServiceLink;
+use dhow_api::Tree;
+use dhow_client::Event;
+use dhow_mesh::{MeshError, Update};
+use dhow_quic::{Endpoint, Fabric};
+use dhow_tasks::Stop;
+use dhow_types::Chain;
+use tokio::sync::oneshot;
+
+use crate::runner::Shared;
+
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+/// The name in the control node's certificate.
+const CONTROL_NAME: &str = "dhow-control";
+
+/// One kind of object that the tables are made of.
+struct Feed {
+    path: &'static str,
+    update: fn(&Tree) -> Result<Update, MeshError>,
+    gone: fn(&str, &str) -> Update,
+    links: bool,
+}
+
+const FEEDS: [(&str, Feed); 3] = [
+    ("services", Feed { path: "/api/v1/services", update: Update::service, gone: Update::service_gone, links: true }),
+    (
+        "endpointslices",
+        Feed {
+            path: "/apis/discovery.k8s.io/v1/endpointslices",
+            update: Update::slice,
+            gone: Update::slice_gone,
+            links: false,
+        },
+    ),
+    (
+        "nodes",
+        Feed { path: "/api/v1/nodes", update: Update::node, gone: |_, name| Update::node_gone(name), links: false },
+    ),
+];
+
+/// The tasks that feed the tables, each with what tells that its first list is in.
+pub(crate) fn feeds(
+    shared: &Arc<Shared>,
+    stop: &Stop,
+) -> Vec<(&'static str, impl Future<Output = ()> + Send + use<>, oneshot::Receiver<()>)> {
+    FEEDS
+        .into_iter()
+        .map(|(name, feed)| {
+            let (listed, first_list) = oneshot::channel();
+            (name, follow(shared.clone(), feed, listed, stop.clone()), first_list)
+        })
+        .collect()
+}
+
+async fn follow(shared: Arc<Shared>, feed: Feed, listed: oneshot::Sender<()>, stop: Stop) {
+    let mut listed = Some(listed);
+    let mut known: BTreeSet<(String, String)> = BTreeSet::new();
+    let mut objects = shared.client.watch(feed.path);
+    while let Some(event) = stop.or(objects.next()).await {
+        match event {
+            Event::Restarted(list) => {
+                let present: BTreeSet<_> = list.iter().map(name_of).collect();
+                for name in known.difference(&present) {
+                    remove(&shared, &feed, name);
+                }
+                for tree in &list {
+                    apply(&shared, &feed, tree);
+                }
+                known = present;
+                if let Some(listed) = listed.take() {
+                    // Nobody waits any more if the node is being stopped.
+                    let _unheard = listed.send(());
+                }
+            }
+            Event::Applied(tree) => {
+                known.insert(name_of(&tree));
+                apply(&shared, &feed, &tree);
+            }
+            Event::Deleted(tree) => {
+                let name = name_of(&tree);
+                remove(&shared, &feed, &name);
+                known.remove(&name);
+            }
+        }
+    }
+}
+
+fn name_of(tree: &Tree) -> (String, String) {
+    let text = |path: &str| tree.pointer(path).and_then(Tree::as_str).unwrap_or_default().to_owned();
+    (text("/metadata/namespace"), text("/metadata/name"))
+}
+
+fn apply(shared: &Shared, feed: &Feed, tree: &Tree) {
+    match (feed.update)(tree) {
+        Ok(update) => shared.switch.apply(update),
+        Err(err) => tracing::warn!(err = %Chain(&err), "an object cannot be understood and is left out of the network"),
+    }
+    if feed.links {
+        let (namespace, name) = name_of(tree);
+        let key = format!("{namespace}/{name}");
+        edit_links(shared, |links| match ServiceLink::of(tree) {
+            Some(link) => links.insert(key, Arc::new(link)),
+            None => links.remove(&key),
+        });
+    }
+}
+
+fn remove(shared: &Shared, feed: &Feed, (namespace, name): &(String, String)) {
+    shared.switch.apply((feed.gone)(namespace, name));
+    if feed.links {
+        edit_links(shared, |links| links.remove(&format!("{namespace}/{name}")));
+    }
+}
+
+fn edit_links<R>(shared: &Shared, edit: impl FnOnce(&mut BTreeMap<String, Arc<ServiceLink>>) -> R) {
+    edit(&mut shared.links.write().unwrap_or_else(PoisonError::into_inner));
+}
+
+/// Keeps a connection to the control node, over which it reaches this node's kubelet API.
+pub(crate) async fn stay_connected(endpoint: Endpoint, fabric: Fabric, control: SocketAddr, stop: Stop) {
+    let mut pause = RETRY_MIN;
+    loop {
+        let session = async {
+            match endpoint.connect(control, CONTROL_NAME).await {
+                Ok(connection) => {
+                    tracing::info!(%control, "connected to the control node");
+                    let began = tokio::time::Instant::now();
+                    let why = fabric.serve(connection).await;
+                    tracing::info!(%control, why = %Chain(&why), "the connection to the control node ended");
+                    began.elapsed() > RETRY_MAX
+                }
+                Err(err) => {
+                    tracing::debug!(%control, err = %Chain(&err), "connecting to the control node failed");
+                    false
+                }
+            }
+        };
+        match stop.or(session).await {
+            None => return,
+            Some(true) => pause = RETRY_MIN,
+            Some(false) => pause = (pause * 2).min(RETRY_MAX),
+        }
+        if stop.or(tokio::time::sleep(pause)).await.is_none() {
+            return;
+        }
+    }
+}

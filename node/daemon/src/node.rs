@@ -1,0 +1,200 @@
+//! The running agent: what is started in which order, and stopped in the reverse one.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use dhow_agent::ipam::Ipam;
+use dhow_client::{Client, ClientError};
+use dhow_engine::{Engine, EngineError};
+use dhow_image::{PullError, Store};
+use dhow_quic::{Endpoint, Fabric, KubeletStream, QuicError, Tls};
+use dhow_switch::{NodePortEvent, NodePorts, Switch};
+use dhow_tasks::{Stop, Tasks};
+use dhow_types::Chain;
+use tokio::sync::mpsc;
+
+use crate::events::Recorder;
+use crate::images::Images;
+use crate::layout::Layout;
+use crate::objects::ObjectReader;
+use crate::register::{Capacity, Registration};
+use crate::runner::{Runner, Shared, refresh_volumes};
+use crate::sandbox::Sandboxes;
+use crate::{Config, kubelet, network};
+
+/// How long the tasks of one group may take to end.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
+/// Kubelet streams that wait to be served; then QUIC's own flow control holds the control node back.
+const KUBELET_QUEUE_MAX: usize = 64;
+
+/// Why an agent could not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NodeError {
+    /// The data directory could not be used.
+    #[error("the data directory `{}` cannot be used", path.display())]
+    DataDir {
+        /// Which directory.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The client for the API server could not be made.
+    #[error("the API client cannot be made")]
+    Client(#[from] ClientError),
+    /// The container runtime could not be made.
+    #[error("the container runtime cannot be made")]
+    Engine(#[from] EngineError),
+    /// The image store could not be opened.
+    #[error("the image store cannot be opened")]
+    Images(#[source] PullError),
+    /// The QUIC endpoint could not be made.
+    #[error("the QUIC endpoint cannot be made")]
+    Quic(#[from] QuicError),
+}
+
+/// A running node agent.
+pub struct Node {
+    shared: Arc<Shared>,
+    /// The loop that runs pods, and what it needs; stopped first.
+    pods: Tasks,
+    /// The kubelet API and the connection to the control node.
+    serving: Tasks,
+    /// Node ports, watches, heartbeat, events; stopped last.
+    background: Tasks,
+    endpoint: Endpoint,
+    fabric: Fabric,
+    node_ports: Option<NodePorts>,
+    quic: SocketAddr,
+}
+
+impl Node {
+    /// Starts the agent and returns; registering the node and running its pods goes on behind. An API server that
+    /// cannot be reached is tried for as long as it takes.
+    pub async fn start(config: Config) -> Result<Node, NodeError> {
+        let Config {
+            name,
+            client,
+            identity,
+            ca_pem,
+            control_quic,
+            data_dir,
+            allow_file_images,
+            allow_host_paths,
+            node_ip,
+            node_port_ip,
+        } = config;
+        let layout = Layout::new(&data_dir);
+        layout.create().map_err(|source| NodeError::DataDir { path: data_dir.clone(), source })?;
+        let client = Client::new(client)?;
+        let engine = Engine::new(dhow_engine::Config::new(layout.compiled()))?;
+        let store = Store::open(layout.images()).map_err(NodeError::Images)?;
+        let tls = Tls { ca_pem, cert_pem: identity.cert_pem, key_pem: identity.key_pem };
+        let endpoint = Endpoint::bind(SocketAddr::new(node_ip, 0), &tls)?;
+        let quic = SocketAddr::new(node_ip, endpoint.local_addr().port());
+        let switch = Switch::new(dhow_switch::Config::new(name.clone(), node_ip));
+        let (kubelet_streams, kubelet_queue) = mpsc::channel::<KubeletStream>(KUBELET_QUEUE_MAX);
+        let fabric = Fabric::start(endpoint.clone(), switch.clone(), kubelet_streams);
+
+        let (pods, serving, background) = (Tasks::new("pods"), Tasks::new("serving"), Tasks::new("background"));
+        let capacity = Capacity::of_host(&data_dir);
+        let shared = Arc::new(Shared {
+            node: name.clone(),
+            host_ip: node_ip,
+            client: client.clone(),
+            layout,
+            switch: switch.clone(),
+            engine: engine.clone(),
+            images: Arc::new(Images::new(store, client.clone(), engine, allow_file_images)),
+            objects: ObjectReader::new(client.clone()),
+            links: RwLock::new(BTreeMap::new()),
+            sandboxes: Sandboxes::default(),
+            events: Recorder::start(&background, client.clone(), name.clone()),
+            allow_host_paths,
+            allocatable_cpu_m: i64::try_from(capacity.cpus.saturating_mul(1000)).unwrap_or(i64::MAX),
+            allocatable_memory: i64::try_from(capacity.allocatable_memory()).unwrap_or(i64::MAX),
+        });
+        let node_ports = node_port_ip.map(|ip| {
+            let (node_ports, events) = NodePorts::start(&switch, ip);
+            background.spawn("node port news", report_node_ports(events, background.stop_token()));
+            node_ports
+        });
+        let connected = network::stay_connected(endpoint.clone(), fabric.clone(), control_quic, serving.stop_token());
+        serving.spawn("control connection", connected);
+        let kubelet = kubelet::serve(shared.clone(), serving.clone(), kubelet_queue, serving.stop_token());
+        serving.spawn("kubelet", kubelet);
+        let registration = Registration { client, node: name, node_ip, quic, capacity };
+        let run = run(shared.clone(), registration, pods.clone(), background.clone());
+        pods.spawn("start", run);
+        Ok(Node { shared, pods, serving, background, endpoint, fabric, node_ports, quic })
+    }
+
+    /// Where this node's QUIC endpoint answers.
+    pub fn quic_addr(&self) -> SocketAddr {
+        self.quic
+    }
+
+    /// Stops in order and leaves the pods' objects as they are: they resume at the next start.
+    pub async fn stop(self) {
+        let Node { shared, pods, serving, background, endpoint, fabric, node_ports, quic: _ } = self;
+        // No new work from outside…
+        if let Some(node_ports) = node_ports {
+            node_ports.stop().await;
+        }
+        // …nobody left who would write that a container ended…
+        pods.stop(STOP_DEADLINE).await;
+        // …then the containers end…
+        shared.engine.shutdown().await;
+        serving.stop(STOP_DEADLINE).await;
+        background.stop(STOP_DEADLINE).await;
+        // …and the network last.
+        fabric.stop().await;
+        shared.switch.close();
+        endpoint.close();
+        if tokio::time::timeout(STOP_DEADLINE, endpoint.drained()).await.is_err() {
+            tracing::warn!("the QUIC endpoint missed the deadline of its stop");
+        }
+    }
+}
+
+/// Registers the node, fills the tables, then runs pods and says that the node is ready.
+async fn run(shared: Arc<Shared>, registration: Registration, pods: Tasks, background: Tasks) {
+    let stop = pods.stop_token();
+    let Some(cidr) = stop.or(registration.register()).await else { return };
+    let ipam = match Ipam::new(&cidr) {
+        Ok(ipam) => ipam,
+        Err(err) => {
+            tracing::error!(err = %Chain(&err), "the node's range of pod addresses cannot be used");
+            return;
+        }
+    };
+    let mut lists = Vec::new();
+    for (name, feed, listed) in network::feeds(&shared, &background.stop_token()) {
+        background.spawn(name, feed);
+        lists.push(listed);
+    }
+    // Service links are made when a container starts: the services must be known by then.
+    for listed in lists {
+        if !matches!(stop.or(listed).await, Some(Ok(()))) {
+            return;
+        }
+    }
+    pods.spawn("volumes", refresh_volumes(shared.clone(), stop.clone()));
+    pods.spawn("runner", Runner::new(shared, ipam).run(stop));
+    let heartbeat = registration.keep(background.stop_token());
+    background.spawn("heartbeat", heartbeat);
+}
+
+async fn report_node_ports(mut events: mpsc::Receiver<NodePortEvent>, stop: Stop) {
+    while let Some(Some(event)) = stop.or(events.recv()).await {
+        match event {
+            NodePortEvent::Open { port } => tracing::info!(port, "opened a node port"),
+            NodePortEvent::Closed { port } => tracing::info!(port, "closed a node port"),
+            NodePortEvent::Failed { port, error } => tracing::warn!(port, error, "a node port cannot be opened"),
+        }
+    }
+}

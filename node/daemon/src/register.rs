@@ -1,0 +1,284 @@
+//! This node as the API knows it: the Node object, its status, and the lease that says "I am here".
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use dhow_api::Tree;
+use dhow_client::{Client, ClientError, Event, PatchType, resource_path};
+use dhow_tasks::Stop;
+use dhow_types::{Chain, NodeName, Time};
+use serde_json::json;
+
+use crate::clock::now;
+use crate::events::node_event;
+
+/// As a kubelet: the lease is renewed each 10 s and holds for 40 s.
+const LEASE_EVERY: Duration = Duration::from_secs(10);
+const LEASE_S: u32 = 40;
+/// The status is written when it changed, and now and then so that nobody takes it for abandoned.
+const STATUS_EVERY: Duration = Duration::from_secs(300);
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+/// More pods than this were never measured on one node.
+const PODS_MAX: u64 = 10_000;
+/// Memory mappings that one container needs at most (measured: 5.9), and the share of the system's limit that pods
+/// may use: the rest is for the agent, compiled code and threads.
+const MAPPINGS_PER_POD: u64 = 6;
+const MAPPINGS_SHARE_PERCENT: u64 = 80;
+/// Linux' default for `vm.max_map_count`, where it cannot be read.
+const MAX_MAP_COUNT_DEFAULT: u64 = 65_530;
+/// Memory that is kept for the agent itself.
+const RESERVED_MEMORY: u64 = 100 * 1024 * 1024;
+
+/// What the host has to give.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Capacity {
+    pub(crate) cpus: u64,
+    pub(crate) memory: u64,
+    pub(crate) storage: u64,
+    pub(crate) pods: u64,
+}
+
+impl Capacity {
+    /// Reads it from the host.
+    pub(crate) fn of_host(data_dir: &Path) -> Self {
+        let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+        let memory = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| mem_total(&text)).unwrap_or(1 << 30);
+        let mappings = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok().and_then(|t| t.trim().parse().ok());
+        let pods = pods_for(mappings.unwrap_or(MAX_MAP_COUNT_DEFAULT));
+        Self { cpus, memory, storage: storage_of(data_dir), pods }
+    }
+
+    /// Bytes of memory that pods may have.
+    pub(crate) fn allocatable_memory(&self) -> u64 {
+        self.memory.saturating_sub(RESERVED_MEMORY)
+    }
+}
+
+fn mem_total(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find(|line| line.starts_with("MemTotal:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+fn pods_for(max_map_count: u64) -> u64 {
+    (max_map_count / MAPPINGS_PER_POD * MAPPINGS_SHARE_PERCENT / 100).clamp(1, PODS_MAX)
+}
+
+fn storage_of(dir: &Path) -> u64 {
+    use std::os::unix::ffi::OsStrExt;
+    let Ok(path) = std::ffi::CString::new(dir.as_os_str().as_bytes()) else { return 0 };
+    let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: `path` ends with a NUL and `stat` has room for what the call writes.
+    let done = unsafe { libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) };
+    if done != 0 {
+        return 0;
+    }
+    // SAFETY: the call said that it filled `stat`.
+    let stat = unsafe { stat.assume_init() };
+    #[allow(clippy::unnecessary_cast, reason = "the fields have other widths on other systems")]
+    let bytes = (stat.f_blocks as u64).saturating_mul(stat.f_frsize as u64);
+    bytes
+}
+
+/// This node.
+#[derive(Clone)]
+pub(crate) struct Registration {
+    pub(crate) client: Client,
+    pub(crate) node: NodeName,
+    pub(crate) node_ip: IpAddr,
+    pub(crate) quic: SocketAddr,
+    pub(crate) capacity: Capacity,
+}
+
+impl Registration {
+    fn path(&self) -> String {
+        resource_path("", "v1", "nodes", None, Some(self.node.as_str()))
+    }
+
+    /// Makes the Node object and waits until it has a range of pod addresses. Tries for as long as it takes.
+    pub(crate) async fn register(&self) -> String {
+        let mut pause = RETRY_MIN;
+        while let Err(err) = self.put_object().await {
+            tracing::warn!(err = %Chain(&err), "registering the node failed, trying again");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+        let path = format!("/api/v1/nodes?fieldSelector=metadata.name%3D{}", self.node);
+        let mut nodes = self.client.watch(&path);
+        loop {
+            let found = match nodes.next().await {
+                Event::Restarted(list) => list.iter().find_map(pod_cidr),
+                Event::Applied(tree) => pod_cidr(&tree),
+                Event::Deleted(_) => None,
+            };
+            if let Some(cidr) = found {
+                return cidr;
+            }
+        }
+    }
+
+    async fn put_object(&self) -> Result<(), ClientError> {
+        let meta = json!({
+            "name": self.node.as_str(),
+            "labels": {
+                "kubernetes.io/hostname": self.node.as_str(),
+                "kubernetes.io/os": "wasi",
+                "kubernetes.io/arch": "wasm32",
+            },
+            "annotations": {"dhow.dev/quic-address": self.quic.to_string()},
+        });
+        let object = json!({"apiVersion": "v1", "kind": "Node", "metadata": meta, "spec": {}});
+        match self.client.create(&resource_path("", "v1", "nodes", None, None), &object).await {
+            Err(err) if err.is(409) => {
+                self.client.patch(&self.path(), PatchType::Merge, &json!({ "metadata": meta })).await.map(drop)
+            }
+            result => result.map(drop),
+        }
+    }
+
+    /// Keeps lease and status up to date until told to stop.
+    pub(crate) async fn keep(self, stop: Stop) {
+        let ready_since = now();
+        let mut status_at: Option<tokio::time::Instant> = None;
+        let mut pause = RETRY_MIN;
+        loop {
+            let status_due = status_at.is_none_or(|at| at.elapsed() >= STATUS_EVERY);
+            let work = async {
+                if status_due {
+                    self.write_status(ready_since).await?;
+                }
+                self.renew_lease().await
+            };
+            let wait = match stop.or(work).await {
+                None => return,
+                Some(Ok(())) => {
+                    if status_at.is_none() {
+                        self.say_ready().await;
+                    }
+                    if status_due {
+                        status_at = Some(tokio::time::Instant::now());
+                    }
+                    pause = RETRY_MIN;
+                    LEASE_EVERY
+                }
+                Some(Err(err)) => {
+                    // A node object that someone deleted is made again.
+                    if err.is(404)
+                        && let Err(err) = self.put_object().await
+                    {
+                        tracing::debug!(err = %Chain(&err), "registering the node again failed");
+                    }
+                    tracing::warn!(err = %Chain(&err), "the heartbeat failed, trying again");
+                    status_at = None;
+                    pause = (pause * 2).min(RETRY_MAX);
+                    pause
+                }
+            };
+            if stop.or(tokio::time::sleep(wait)).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    async fn say_ready(&self) {
+        let message = format!("Node {} status is now: NodeReady", self.node);
+        let event = node_event(&self.node, "NodeReady", &message, now());
+        let path = resource_path("", "v1", "events", Some("default"), None);
+        if let Err(err) = self.client.create(&path, &event).await {
+            tracing::debug!(err = %Chain(&err), "an event could not be written");
+        }
+    }
+
+    async fn write_status(&self, ready_since: Time) -> Result<(), ClientError> {
+        let path = format!("{}/status", self.path());
+        let status = self.status(ready_since, now());
+        self.client.patch(&path, PatchType::Strategic, &json!({ "status": status })).await.map(drop)
+    }
+
+    fn status(&self, ready_since: Time, now: Time) -> Tree {
+        let condition = |name: &str, status: &str, reason: &str, message: &str| {
+            json!({
+                "type": name, "status": status, "reason": reason, "message": message,
+                "lastHeartbeatTime": now.to_rfc3339(), "lastTransitionTime": ready_since.to_rfc3339(),
+            })
+        };
+        let c = &self.capacity;
+        let resources = |memory: u64| {
+            json!({
+                "cpu": c.cpus.to_string(),
+                "memory": format!("{}Ki", memory / 1024),
+                "ephemeral-storage": format!("{}Ki", c.storage / 1024),
+                "pods": c.pods.to_string(),
+            })
+        };
+        let read = |path: &str| std::fs::read_to_string(path).map(|t| t.trim().to_owned()).unwrap_or_default();
+        json!({
+            "capacity": resources(c.memory),
+            "allocatable": resources(c.allocatable_memory()),
+            "conditions": [
+                condition("MemoryPressure", "False", "KubeletHasSufficientMemory", "dhow agent has sufficient memory available"),
+                condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "dhow agent has no disk pressure"),
+                condition("PIDPressure", "False", "KubeletHasSufficientPID", "dhow agent has sufficient PID available"),
+                condition("Ready", "True", "KubeletReady", "dhow agent is ready"),
+            ],
+            "addresses": [
+                {"type": "InternalIP", "address": self.node_ip.to_string()},
+                {"type": "Hostname", "address": self.node.as_str()},
+            ],
+            "nodeInfo": {
+                "machineID": read("/etc/machine-id"),
+                "systemUUID": read("/etc/machine-id"),
+                "bootID": read("/proc/sys/kernel/random/boot_id"),
+                "kernelVersion": read("/proc/sys/kernel/osrelease"),
+                "osImage": "Dhow",
+                "containerRuntimeVersion": "wasmtime://48.0.8",
+                "kubeletVersion": "v1.36.0+dhow",
+                "kubeProxyVersion": "",
+                "operatingSystem": "wasi",
+                "architecture": "wasm32",
+            },
+        })
+    }
+
+    async fn renew_lease(&self) -> Result<(), ClientError> {
+        let path = |name| resource_path("coordination.k8s.io", "v1", "leases", Some("kube-node-lease"), name);
+        let renewed = now().to_rfc3339_micro();
+        let patch = json!({"spec": {"renewTime": renewed}});
+        match self.client.patch(&path(Some(self.node.as_str())), PatchType::Merge, &patch).await {
+            Err(err) if err.is(404) => {}
+            result => return result.map(drop),
+        }
+        let lease = json!({
+            "apiVersion": "coordination.k8s.io/v1",
+            "kind": "Lease",
+            "metadata": {"name": self.node.as_str(), "namespace": "kube-node-lease"},
+            "spec": {"holderIdentity": self.node.as_str(), "leaseDurationSeconds": LEASE_S, "renewTime": renewed},
+        });
+        self.client.create(&path(None), &lease).await.map(drop)
+    }
+}
+
+fn pod_cidr(node: &Tree) -> Option<String> {
+    let cidr = node.pointer("/spec/podCIDR")?.as_str()?;
+    (!cidr.is_empty()).then(|| cidr.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_pods_follows_from_the_memory_mappings() {
+        for (mappings, pods) in [(65_530, 8736), (1_048_576, 10_000), (0, 1)] {
+            assert_eq!(pods_for(mappings), pods);
+        }
+    }
+
+    #[test]
+    fn memory_is_read_in_bytes() {
+        assert_eq!(mem_total("MemTotal:       24 kB\nMemFree: 1 kB\n"), Some(24 * 1024));
+        assert_eq!(mem_total("nonsense"), None);
+        assert!(storage_of(Path::new("/")) > 0);
+    }
+}

@@ -1,0 +1,588 @@
+//! Drives the deciding part: one loop that feeds the [`Agent`] and fulfils its wishes.
+//!
+//! Each wish becomes a task of this loop's own set; what comes of it is fed back. Nothing here decides.
+//!
+//! | task | its failure | its cancellation (at stop) |
+//! |---|---|---|
+//! | set up, tear down | told to the agent, which tries again | files stay; the next start goes on or cleans up |
+//! | pull, start | told to the agent | the container is ended by the engine; its object is left as it is |
+//! | probe | told to the agent | nothing |
+//! | status, delete | told to the agent, which tries again | the next start writes again |
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use dhow_agent::env::{self, Place, ServiceLink};
+use dhow_agent::ipam::Ipam;
+use dhow_agent::volumes::{self, Content};
+use dhow_agent::{Agent, ContainerRef, In, Keep, Out, PodRef, ProbeKind, ProbeOutcome, PullFault, StartFault, spec};
+use dhow_client::{Client, Event};
+use dhow_engine::{Engine, Io};
+use dhow_runtime_contract::{ContainerSpec, EntryPoint, Exit, LogConfig, PullPolicy};
+use dhow_switch::{PodIdentity, Switch};
+use dhow_tasks::Stop;
+use dhow_types::{Chain, Machine, NodeName, Uid};
+use k8s_openapi::api::core::v1::{Pod, Probe};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+
+use crate::clock::now;
+use crate::events::Recorder;
+use crate::images::SharedImages;
+use crate::layout::{self, Layout};
+use crate::objects::ObjectReader;
+use crate::sandbox::{Running, Sandbox, Sandboxes};
+use crate::{api, probes, volumes as disk};
+
+/// Answers that wait for the loop. A task that finds it full waits.
+const ANSWERS_MAX: usize = 1024;
+/// Pods that are set up at the same time: disk work, so a few dozen.
+const SET_UPS_MAX: usize = 32;
+/// Containers that are being started at the same time.
+const STARTS_MAX: usize = 64;
+/// Writes to the API server that are under way at the same time; they share one HTTP/2 connection.
+const WRITES_MAX: usize = 48;
+/// Probes that are under way at the same time.
+const PROBES_MAX: usize = 256;
+/// How often the content of ConfigMap, Secret and other volumes is looked at again, as a kubelet does.
+const VOLUMES_EVERY: Duration = Duration::from_secs(60);
+/// A container's log is rotated at this size, as a kubelet does, and so many files are kept.
+const LOG_BYTES_MAX: u64 = 10 * 1024 * 1024;
+const LOG_FILES_MAX: u32 = 5;
+/// What is kept of an exec probe's output for its message.
+const PROBE_OUTPUT_BYTES_MAX: usize = 10 * 1024;
+
+/// Everything that fulfilling wishes needs.
+pub(crate) struct Shared {
+    pub(crate) node: NodeName,
+    pub(crate) host_ip: IpAddr,
+    pub(crate) client: Client,
+    pub(crate) layout: Layout,
+    pub(crate) switch: Switch,
+    pub(crate) engine: Engine,
+    pub(crate) images: SharedImages,
+    pub(crate) objects: ObjectReader,
+    pub(crate) links: RwLock<BTreeMap<String, Arc<ServiceLink>>>,
+    pub(crate) sandboxes: Sandboxes,
+    pub(crate) events: Recorder,
+    pub(crate) allow_host_paths: bool,
+    pub(crate) allocatable_cpu_m: i64,
+    pub(crate) allocatable_memory: i64,
+}
+
+impl Shared {
+    fn place(&self, pod_ip: IpAddr) -> Place {
+        Place {
+            node_name: self.node.as_str().to_owned(),
+            host_ip: self.host_ip,
+            pod_ip,
+            allocatable_cpu_m: self.allocatable_cpu_m,
+            allocatable_memory: self.allocatable_memory,
+        }
+    }
+
+    fn service_links(&self) -> Vec<Arc<ServiceLink>> {
+        self.links.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+}
+
+/// How many things may be under way at once.
+struct Limits {
+    set_ups: Semaphore,
+    starts: Semaphore,
+    writes: Semaphore,
+    probes: Semaphore,
+}
+
+/// The loop.
+pub(crate) struct Runner {
+    shared: Arc<Shared>,
+    limits: Arc<Limits>,
+    agent: Agent,
+    ipam: Ipam,
+    answers: mpsc::Sender<In>,
+    inbox: mpsc::Receiver<In>,
+    work: JoinSet<Option<In>>,
+    listed: bool,
+}
+
+/// What the loop is woken by.
+enum Woken {
+    Pods(Event),
+    Answer(In),
+    Work(Result<Option<In>, tokio::task::JoinError>),
+    Time,
+    Stop,
+}
+
+impl Runner {
+    pub(crate) fn new(shared: Arc<Shared>, ipam: Ipam) -> Self {
+        let (answers, inbox) = mpsc::channel(ANSWERS_MAX);
+        let agent = Agent::new(dhow_agent::Config { host_ip: shared.host_ip });
+        let limits = Limits {
+            set_ups: Semaphore::new(SET_UPS_MAX),
+            starts: Semaphore::new(STARTS_MAX),
+            writes: Semaphore::new(WRITES_MAX),
+            probes: Semaphore::new(PROBES_MAX),
+        };
+        Self { shared, limits: Arc::new(limits), agent, ipam, answers, inbox, work: JoinSet::new(), listed: false }
+    }
+
+    /// Runs until told to stop. Its tasks end with it; what they did stays as it is.
+    pub(crate) async fn run(mut self, stop: Stop) {
+        let path = format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{}", self.shared.node);
+        let mut pods = self.shared.client.watch(&path);
+        let mut out = Vec::new();
+        loop {
+            let wake = self.agent.next_wake().map(|at| Duration::from_millis(at.ms_since(now())));
+            let woken = tokio::select! {
+                biased;
+                () = stop.stopped() => Woken::Stop,
+                Some(input) = self.inbox.recv() => Woken::Answer(input),
+                Some(done) = self.work.join_next() => Woken::Work(done),
+                () = tokio::time::sleep(wake.unwrap_or(Duration::MAX)), if wake.is_some() => Woken::Time,
+                event = pods.next() => Woken::Pods(event),
+            };
+            match woken {
+                Woken::Stop => break,
+                Woken::Pods(event) => self.pods(event, &mut out),
+                Woken::Answer(input) | Woken::Work(Ok(Some(input))) => self.feed(input, &mut out),
+                Woken::Work(Ok(None)) => {}
+                Woken::Work(Err(err)) => tracing::error!(%err, "a task of the agent panicked"),
+                Woken::Time => self.agent.wake(now(), &mut out),
+            }
+            self.fulfil(&mut out);
+        }
+        self.work.shutdown().await;
+    }
+
+    fn pods(&mut self, event: Event, out: &mut Vec<Out>) {
+        match event {
+            Event::Restarted(list) => self.restarted(&list, out),
+            Event::Applied(tree) => {
+                if let Some(pod) = parse(&tree) {
+                    self.pod(pod, out);
+                }
+            }
+            Event::Deleted(tree) => {
+                if let Some(uid) = tree.pointer("/metadata/uid").and_then(|uid| uid.as_str()) {
+                    self.gone(&Uid::new(uid), out);
+                }
+            }
+        }
+    }
+
+    fn restarted(&mut self, list: &[dhow_api::Tree], out: &mut Vec<Out>) {
+        let pods: Vec<_> = list.iter().filter_map(parse).collect();
+        let present: BTreeSet<Uid> =
+            pods.iter().filter_map(|pod| Some(Uid::new(pod.metadata.uid.as_deref()?))).collect();
+        let gone: Vec<Uid> = self.agent.pods().filter(|uid| !present.contains(uid)).cloned().collect();
+        for uid in gone {
+            self.gone(&uid, out);
+        }
+        if !self.listed {
+            self.listed = true;
+            self.take_up(&pods, present);
+        }
+        for pod in pods {
+            self.pod(pod, out);
+        }
+    }
+
+    /// At the first list: pods keep the addresses that they had, and what deleted pods left goes.
+    fn take_up(&mut self, pods: &[Arc<Pod>], present: BTreeSet<Uid>) {
+        for pod in pods {
+            let status = pod.status.as_ref();
+            let ended = matches!(status.and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"));
+            let ip = status.and_then(|s| s.pod_ip.as_deref()?.parse().ok());
+            if let (Some(uid), Some(ip), false) = (&pod.metadata.uid, ip, ended) {
+                self.ipam.reserve(&Uid::new(uid.as_str()), ip);
+            }
+        }
+        // Found now, before new pods have files, and removed while they start.
+        let orphans = self.shared.layout.orphans(&present.iter().map(|uid| uid.as_str().to_owned()).collect());
+        self.work.spawn_blocking(move || {
+            layout::remove_orphans(&orphans);
+            None
+        });
+    }
+
+    fn pod(&mut self, pod: Arc<Pod>, out: &mut Vec<Out>) {
+        if let Some(uid) = pod.metadata.uid.as_deref() {
+            self.shared.sandboxes.know(&Uid::new(uid), &pod);
+            self.feed(In::Pod(pod), out);
+        }
+    }
+
+    fn gone(&mut self, uid: &Uid, out: &mut Vec<Out>) {
+        self.shared.sandboxes.forget(uid);
+        self.feed(In::Gone(uid.clone()), out);
+    }
+
+    fn feed(&mut self, input: In, out: &mut Vec<Out>) {
+        match &input {
+            In::SandboxRemoved(uid) => self.ipam.free(uid),
+            // An address whose pod could not be set up is not kept.
+            In::SandboxFailed { uid, .. } => self.ipam.free(uid),
+            _ => {}
+        }
+        self.agent.handle(now(), input, out);
+    }
+
+    fn fulfil(&mut self, out: &mut Vec<Out>) {
+        // A wish that cannot even be begun is answered at once, which may bring new wishes.
+        while !out.is_empty() {
+            let mut refused = Vec::new();
+            for wish in out.drain(..) {
+                if let Some(answer) = self.begin(wish) {
+                    refused.push(answer);
+                }
+            }
+            for answer in refused {
+                self.feed(answer, out);
+            }
+        }
+    }
+
+    /// Begins to fulfil a wish; answers it if that is all.
+    fn begin(&mut self, wish: Out) -> Option<In> {
+        let (shared, limits) = (self.shared.clone(), self.limits.clone());
+        match wish {
+            Out::Event(event) => shared.events.record(event),
+            Out::SetUp(pod) => return self.begin_set_up(pod),
+            Out::Pull { at, image, policy } => {
+                self.work.spawn(async move { Some(pull(&shared, at, &image, policy).await) });
+            }
+            Out::Start { at, attempt, pod } => {
+                let answers = self.answers.clone();
+                self.work.spawn(run_container(shared, limits, answers, at, attempt, pod));
+            }
+            Out::Stop { at, attempt, grace_ms } => {
+                let running = shared.sandboxes.running(&at.uid, &at.container);
+                if let Some(running) = running.filter(|r| r.attempt == attempt) {
+                    running.container.stop(Duration::from_millis(grace_ms));
+                }
+            }
+            Out::Probe { at, attempt, kind, probe, timeout_ms, pod } => {
+                let question = Question { at, attempt, kind, probe, timeout: Duration::from_millis(timeout_ms), pod };
+                self.work.spawn(async move {
+                    let _permit = limits.probes.acquire().await.expect("the semaphore is never closed");
+                    Some(ask(&shared, question).await)
+                });
+            }
+            Out::TearDown { pod, keep } => {
+                self.work.spawn(async move { Some(tear_down(&shared, pod, keep).await) });
+            }
+            Out::WriteStatus { pod, status } => {
+                self.work.spawn(async move {
+                    let _permit = limits.writes.acquire().await.expect("the semaphore is never closed");
+                    let outcome = api::write_status(&shared.client, &pod, status).await;
+                    Some(In::StatusWritten { uid: pod.uid, outcome })
+                });
+            }
+            Out::DeletePod(pod) => {
+                self.work.spawn(async move {
+                    let _permit = limits.writes.acquire().await.expect("the semaphore is never closed");
+                    let outcome = api::delete_pod(&shared.client, &pod).await;
+                    Some(In::Deleted { uid: pod.uid, outcome })
+                });
+            }
+        }
+        None
+    }
+
+    fn begin_set_up(&mut self, pod: Arc<Pod>) -> Option<In> {
+        let uid = Uid::new(pod.metadata.uid.as_deref().unwrap_or_default());
+        let ip = match self.ipam.assign(&uid) {
+            Ok(ip) => ip,
+            Err(err) => return Some(In::SandboxFailed { uid, message: err.to_string() }),
+        };
+        let (shared, limits) = (self.shared.clone(), self.limits.clone());
+        self.work.spawn(async move {
+            let _permit = limits.set_ups.acquire().await.expect("the semaphore is never closed");
+            Some(match set_up(&shared, &uid, pod, ip).await {
+                Ok(()) => In::SandboxReady { uid, ip },
+                Err(message) => In::SandboxFailed { uid, message },
+            })
+        });
+        None
+    }
+}
+
+fn parse(tree: &dhow_api::Tree) -> Option<Arc<Pod>> {
+    match <Pod as serde::Deserialize>::deserialize(tree) {
+        Ok(pod) => Some(Arc::new(pod)),
+        Err(err) => {
+            let name = tree.pointer("/metadata/name").and_then(|n| n.as_str()).unwrap_or_default();
+            tracing::warn!(name, %err, "a pod cannot be understood and is left alone");
+            None
+        }
+    }
+}
+
+// ---- sandboxes ----
+
+async fn set_up(shared: &Shared, uid: &Uid, pod: Arc<Pod>, ip: IpAddr) -> Result<(), String> {
+    let volumes = prepare_volumes(shared, uid, &pod, ip).await?;
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let net = shared.switch.add_pod(PodIdentity {
+        uid: uid.clone(),
+        namespace: text(&pod.metadata.namespace),
+        name: text(&pod.metadata.name),
+        ip,
+        hostname: env::hostname(&pod),
+        service_account: pod.spec.as_ref().and_then(|s| s.service_account_name.clone()).unwrap_or_default(),
+    });
+    let (images, running) = (BTreeMap::new(), BTreeMap::new());
+    shared.sandboxes.insert(uid.clone(), Sandbox { pod, ip, net, volumes: Arc::new(volumes), images, running });
+    Ok(())
+}
+
+/// Makes the pod's volumes hold what they should; gives where each lies.
+async fn prepare_volumes(
+    shared: &Shared,
+    uid: &Uid,
+    pod: &Pod,
+    ip: IpAddr,
+) -> Result<BTreeMap<String, PathBuf>, String> {
+    if pod.spec.as_ref().is_none_or(|s| s.volumes.as_ref().is_none_or(Vec::is_empty)) {
+        return Ok(BTreeMap::new());
+    }
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let objects = shared.objects.fetch(namespace, &volumes::references(pod)).await?;
+    let plans = volumes::plan(pod, &shared.place(ip), &objects).map_err(|err| err.to_string())?;
+    let mut work = Vec::new();
+    for plan in plans {
+        if matches!(plan.content, Content::HostPath { .. }) && !shared.allow_host_paths {
+            let why = "hostPath volumes are not allowed on this node; use emptyDir, or start the agent with host paths allowed";
+            return Err(format!("MountVolume.SetUp failed for volume \"{}\" : {why}", plan.name));
+        }
+        let dir = shared.layout.volume(uid, &plan.name).ok_or_else(|| format!("bad volume name `{}`", plan.name))?;
+        work.push((plan, dir));
+    }
+    let prepared = tokio::task::spawn_blocking(move || {
+        let mut prepared = BTreeMap::new();
+        for (plan, dir) in work {
+            let path = disk::prepare(&dir, &plan.content)
+                .map_err(|err| format!("MountVolume.SetUp failed for volume \"{}\" : {}", plan.name, Chain(&err)))?;
+            prepared.insert(plan.name, path);
+        }
+        Ok(prepared)
+    });
+    prepared.await.unwrap_or_else(|err| Err(format!("preparing volumes broke off: {err}")))
+}
+
+async fn tear_down(shared: &Arc<Shared>, pod: PodRef, keep: Keep) -> In {
+    shared.sandboxes.remove(&pod.uid);
+    shared.switch.remove_pod(&pod.uid);
+    if keep == Keep::Nothing {
+        let (layout, pod) = (shared.layout.clone(), pod.clone());
+        let removed = tokio::task::spawn_blocking(move || layout.remove_pod(&pod.namespace, &pod.name, &pod.uid)).await;
+        if let Err(err) = removed {
+            tracing::error!(%err, "removing a pod's files panicked");
+        }
+    }
+    In::SandboxRemoved(pod.uid)
+}
+
+/// Looks at changeable volumes again and again, until told to stop.
+pub(crate) async fn refresh_volumes(shared: Arc<Shared>, stop: Stop) {
+    while stop.or(tokio::time::sleep(VOLUMES_EVERY)).await.is_some() {
+        for (uid, pod, ip) in shared.sandboxes.set_up() {
+            if !volumes::changeable(&pod) {
+                continue;
+            }
+            match stop.or(prepare_volumes(&shared, &uid, &pod, ip)).await {
+                None => return,
+                Some(Ok(_)) => {}
+                // What a volume had before stays: that is better for a running program than nothing.
+                Some(Err(why)) => tracing::debug!(%uid, why, "a pod's volumes could not be refreshed"),
+            }
+        }
+    }
+}
+
+// ---- containers ----
+
+async fn pull(shared: &Shared, at: ContainerRef, image: &str, policy: PullPolicy) -> In {
+    let result = shared.images.pull(image, policy).await.and_then(|(image, pulled)| {
+        let kept = shared.sandboxes.with(&at.uid, |sandbox| sandbox.images.insert(at.container.clone(), image));
+        kept.map(|_| pulled).ok_or_else(|| PullFault::Failed("the pod is gone".to_owned()))
+    });
+    In::Pulled { at, result }
+}
+
+/// Starts a container, says so, and says when it ended.
+async fn run_container(
+    shared: Arc<Shared>,
+    limits: Arc<Limits>,
+    answers: mpsc::Sender<In>,
+    at: ContainerRef,
+    attempt: u32,
+    pod: Arc<Pod>,
+) -> Option<In> {
+    // In a box of its own, so that a task that only waits for the end stays small.
+    let started = Box::pin(start_container(&shared, &limits, &at, attempt, pod)).await;
+    drop(limits);
+    let running = match started {
+        Ok(running) => running,
+        Err(Fault::Start(fault)) => return Some(In::StartFailed { at, attempt, fault }),
+        Err(Fault::Ended(exit)) => return Some(In::Exited { at, attempt, exit }),
+    };
+    // By the channel that keeps the order: the end must not overtake the beginning.
+    answers.send(In::Started { at: at.clone(), attempt }).await.ok()?;
+    let exit = running.container.wait().await;
+    shared.sandboxes.ended(&at.uid, &at.container, attempt);
+    drop((shared, running));
+    answers.send(In::Exited { at, attempt, exit }).await.ok()?;
+    None
+}
+
+enum Fault {
+    Start(StartFault),
+    Ended(Exit),
+}
+
+impl From<StartFault> for Fault {
+    fn from(fault: StartFault) -> Self {
+        Fault::Start(fault)
+    }
+}
+
+async fn start_container(
+    shared: &Shared,
+    limits: &Limits,
+    at: &ContainerRef,
+    attempt: u32,
+    pod: Arc<Pod>,
+) -> Result<Running, Fault> {
+    let _permit = limits.starts.acquire().await.expect("the semaphore is never closed");
+    let gone = || StartFault::Run("the pod is gone".to_owned());
+    let (net, ip, volumes, image) = shared
+        .sandboxes
+        .with(&at.uid, |s| (s.net.clone(), s.ip, s.volumes.clone(), s.images.get(&at.container).cloned()))
+        .ok_or_else(gone)?;
+    let image = image.ok_or_else(gone)?;
+    let spec = container_spec(shared, &pod, at, attempt, ip, &volumes).await?;
+    let program = shared.images.program(&image).await?;
+    let logs = shared.layout.logs(&pod, &at.container).ok_or_else(gone)?;
+    if attempt > 1 {
+        logs.prune(attempt);
+    }
+    let io = Io::Log(LogConfig { path: logs.file(attempt), max_bytes: LOG_BYTES_MAX, max_files: LOG_FILES_MAX });
+    let container = shared.engine.start(&program, spec, io, net);
+    let running = Running { attempt, container };
+    shared.sandboxes.started(&at.uid, &at.container, running.clone());
+    if let Err(exit) = running.container.running().await {
+        shared.sandboxes.ended(&at.uid, &at.container, attempt);
+        return Err(Fault::Ended(exit));
+    }
+    Ok(running)
+}
+
+async fn container_spec(
+    shared: &Shared,
+    pod: &Pod,
+    at: &ContainerRef,
+    attempt: u32,
+    ip: IpAddr,
+    volumes: &Arc<BTreeMap<String, PathBuf>>,
+) -> Result<ContainerSpec, StartFault> {
+    let container = spec::container(pod, &at.container);
+    let container = container.ok_or_else(|| StartFault::Run("the pod has no such container".to_owned()))?;
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let objects = shared.objects.fetch(namespace, &env::references(container)).await.map_err(StartFault::Config)?;
+    let env = env::environment(pod, container, &shared.place(ip), &objects, &shared.service_links())
+        .map_err(|err| StartFault::Config(err.to_string()))?;
+    let plans = volumes::mounts(pod, container, &env).map_err(|err| StartFault::Config(err.to_string()))?;
+    let mounts = if plans.is_empty() {
+        Vec::new()
+    } else {
+        let volumes = volumes.clone();
+        let mounted = tokio::task::spawn_blocking(move || {
+            let mount = |plan: &volumes::MountPlan| {
+                let volume =
+                    volumes.get(&plan.volume).ok_or_else(|| format!("volume \"{}\" is not set up", plan.volume))?;
+                disk::mount(volume, plan).map_err(|err| format!("mounting volume \"{}\": {}", plan.volume, Chain(&err)))
+            };
+            plans.iter().map(mount).collect::<Result<Vec<_>, String>>()
+        });
+        let mounted = mounted.await.unwrap_or_else(|err| Err(format!("mounting broke off: {err}")));
+        mounted.map_err(StartFault::Config)?
+    };
+    Ok(spec::container_spec(pod, container, attempt, env, mounts))
+}
+
+// ---- probes ----
+
+struct Question {
+    at: ContainerRef,
+    attempt: u32,
+    kind: ProbeKind,
+    probe: Arc<Probe>,
+    timeout: Duration,
+    pod: Arc<Pod>,
+}
+
+async fn ask(shared: &Shared, question: Question) -> In {
+    let Question { at, attempt, kind, probe, timeout, pod } = question;
+    let outcome = match (spec::container(&pod, &at.container), shared.sandboxes.with(&at.uid, |s| s.ip)) {
+        (Some(container), Some(ip)) => match probes::ask(&shared.switch, ip, container, &probe, timeout).await {
+            Some(outcome) => outcome,
+            None => {
+                let command = probe.exec.as_ref().and_then(|e| e.command.clone()).unwrap_or_default();
+                exec(shared, &at, &pod, command, timeout).await
+            }
+        },
+        _ => ProbeOutcome::Failure("the container is gone".to_owned()),
+    };
+    In::Probed { at, attempt, kind, outcome }
+}
+
+/// An exec probe: the container's own image, entered once more in the pod's sandbox with the probe's command as its
+/// arguments. A Wasm image holds one program, so there is no other that the command could name.
+async fn exec(shared: &Shared, at: &ContainerRef, pod: &Pod, command: Vec<String>, timeout: Duration) -> ProbeOutcome {
+    match exec_inner(shared, at, pod, command, timeout).await {
+        Ok(()) => ProbeOutcome::Success,
+        Err(why) => ProbeOutcome::Failure(why),
+    }
+}
+
+async fn exec_inner(
+    shared: &Shared,
+    at: &ContainerRef,
+    pod: &Pod,
+    command: Vec<String>,
+    timeout: Duration,
+) -> Result<(), String> {
+    let sandbox = shared
+        .sandboxes
+        .with(&at.uid, |s| (s.net.clone(), s.ip, s.volumes.clone(), s.images.get(&at.container).cloned()));
+    let (net, ip, volumes, image) = sandbox.ok_or("the container is gone")?;
+    let image = image.ok_or("the container is gone")?;
+    let fault = |fault: StartFault| match fault {
+        StartFault::Config(why) | StartFault::Create(why) | StartFault::Run(why) => why,
+    };
+    let program = shared.images.program(&image).await.map_err(fault)?;
+    if program.entry() != EntryPoint::Command {
+        return Err("the container's image has no command to run; use an httpGet or tcpSocket probe".to_owned());
+    }
+    let mut spec = container_spec(shared, pod, at, 0, ip, &volumes).await.map_err(fault)?;
+    spec.args = command;
+    spec.name = format!("{}-probe", at.container);
+    let container = shared.engine.start(&program, spec, Io::Capture { max_bytes: PROBE_OUTPUT_BYTES_MAX }, net);
+    match tokio::time::timeout(timeout, container.wait()).await {
+        Ok(exit) if exit.code == 0 => Ok(()),
+        Ok(exit) => {
+            let output = String::from_utf8_lossy(&container.captured()).trim_end().to_owned();
+            Err(if output.is_empty() { format!("command exited with code {}", exit.code) } else { output })
+        }
+        Err(_) => {
+            container.kill();
+            Err(format!("command timed out after {}s", timeout.as_secs()))
+        }
+    }
+}

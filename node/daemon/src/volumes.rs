@@ -1,0 +1,261 @@
+//! Volumes on disk.
+//!
+//! A volume of files is laid out as a kubelet does it, so that all its files change at one moment: the files lie in a
+//! directory of their own, `..data` links to it, and each visible name links into `..data`. An update makes a new
+//! directory and renames a new `..data` over the old one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use dhow_agent::volumes::{Content, FilePlan, MountPlan};
+use dhow_runtime_contract::Mount;
+
+const DATA: &str = "..data";
+const DATA_NEXT: &str = "..data_tmp";
+
+/// Why a volume is not there.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DiskError {
+    /// The disk said no.
+    #[error("`{path}`")]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// What it said.
+        #[source]
+        source: io::Error,
+    },
+    /// A host path is not what the pod says.
+    #[error("hostPath type check failed: `{path}` is not a {wanted}")]
+    HostPath {
+        /// The path.
+        path: String,
+        /// What it should be.
+        wanted: String,
+    },
+    /// A link leads out of the volume.
+    #[error("the subPath `{0}` leaves its volume")]
+    Escapes(String),
+}
+
+fn io_at(path: &Path) -> impl FnOnce(io::Error) -> DiskError {
+    let path = path.to_owned();
+    move |source| DiskError::Io { path, source }
+}
+
+/// Makes the volume's content be there; gives the directory to mount. An `emptyDir` is made only when it is mounted.
+pub(crate) fn prepare(dir: &Path, content: &Content) -> Result<PathBuf, DiskError> {
+    match content {
+        Content::Empty => Ok(dir.to_owned()),
+        Content::Files(files) => {
+            write_files(dir, files)?;
+            Ok(dir.to_owned())
+        }
+        Content::HostPath { path, kind } => host_path(path, kind),
+    }
+}
+
+fn host_path(path: &str, kind: &str) -> Result<PathBuf, DiskError> {
+    let found = PathBuf::from(path);
+    let wanted = match kind {
+        "DirectoryOrCreate" => {
+            fs::create_dir_all(&found).map_err(io_at(&found))?;
+            return Ok(found);
+        }
+        "FileOrCreate" => {
+            fs::OpenOptions::new().create(true).append(true).open(&found).map_err(io_at(&found))?;
+            return Ok(found);
+        }
+        "" if found.exists() => return Ok(found),
+        "Directory" if found.is_dir() => return Ok(found),
+        "File" if found.is_file() => return Ok(found),
+        "" => "file or directory",
+        "Directory" => "directory",
+        "File" => "file",
+        other => other,
+    };
+    Err(DiskError::HostPath { path: path.to_owned(), wanted: wanted.to_owned() })
+}
+
+/// Makes the files of a volume be `files`, all at one moment. Does nothing if they are.
+pub(crate) fn write_files(dir: &Path, files: &BTreeMap<String, FilePlan>) -> Result<bool, DiskError> {
+    fs::create_dir_all(dir).map_err(io_at(dir))?;
+    let current = fs::read_link(dir.join(DATA)).ok();
+    if let Some(current) = &current
+        && read_files(&dir.join(current)).is_ok_and(|found| found == contents(files))
+    {
+        return Ok(false);
+    }
+    let generation = next_generation(current.as_deref());
+    let fresh = dir.join(&generation);
+    // What an interrupted update left.
+    remove_if_there(fs::remove_dir_all(&fresh), &fresh)?;
+    write_generation(&fresh, files)?;
+    let next = dir.join(DATA_NEXT);
+    remove_if_there(fs::remove_file(&next), &next)?;
+    symlink(&generation, &next).map_err(io_at(&next))?;
+    fs::rename(&next, dir.join(DATA)).map_err(io_at(&next))?;
+    link_names(dir, files)?;
+    if let Some(old) = current.filter(|old| *old != Path::new(&generation)) {
+        let old = dir.join(old);
+        remove_if_there(fs::remove_dir_all(&old), &old)?;
+    }
+    Ok(true)
+}
+
+fn contents(files: &BTreeMap<String, FilePlan>) -> BTreeMap<String, Vec<u8>> {
+    files.iter().map(|(path, file)| (path.clone(), file.bytes.clone())).collect()
+}
+
+/// `..gen1`, `..gen2`, …
+fn next_generation(current: Option<&Path>) -> String {
+    let number = current.and_then(|c| c.to_str()?.strip_prefix("..gen")?.parse::<u64>().ok());
+    format!("..gen{}", number.unwrap_or(0) + 1)
+}
+
+fn write_generation(dir: &Path, files: &BTreeMap<String, FilePlan>) -> Result<(), DiskError> {
+    fs::create_dir_all(dir).map_err(io_at(dir))?;
+    for (name, file) in files {
+        let path = dir.join(name);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(io_at(parent))?;
+        }
+        fs::write(&path, &file.bytes).map_err(io_at(&path))?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(file.mode)).map_err(io_at(&path))?;
+    }
+    Ok(())
+}
+
+/// Makes a link into `..data` for each visible name, and removes those of names that are gone.
+fn link_names(dir: &Path, files: &BTreeMap<String, FilePlan>) -> Result<(), DiskError> {
+    let names: BTreeSet<&str> = files.keys().filter_map(|path| path.split('/').next()).collect();
+    for name in &names {
+        let link = dir.join(name);
+        match symlink(Path::new(DATA).join(name), &link) {
+            Err(err) if err.kind() == io::ErrorKind::AlreadyExists => {}
+            result => result.map_err(io_at(&link))?,
+        }
+    }
+    for entry in fs::read_dir(dir).map_err(io_at(dir))?.flatten() {
+        let name = entry.file_name();
+        let stale = name.to_str().is_some_and(|name| !name.starts_with("..") && !names.contains(name));
+        if stale {
+            fs::remove_file(entry.path()).map_err(io_at(&entry.path()))?;
+        }
+    }
+    Ok(())
+}
+
+fn read_files(dir: &Path) -> io::Result<BTreeMap<String, Vec<u8>>> {
+    let mut files = BTreeMap::new();
+    let mut open = vec![PathBuf::new()];
+    while let Some(below) = open.pop() {
+        for entry in fs::read_dir(dir.join(&below))? {
+            let entry = entry?;
+            let path = below.join(entry.file_name());
+            if entry.file_type()?.is_dir() {
+                open.push(path);
+            } else if let Some(name) = path.to_str() {
+                files.insert(name.to_owned(), fs::read(entry.path())?);
+            }
+        }
+    }
+    Ok(files)
+}
+
+fn remove_if_there(result: io::Result<()>, path: &Path) -> Result<(), DiskError> {
+    match result {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result.map_err(io_at(path)),
+    }
+}
+
+/// The mount of a container, with what it needs on disk.
+pub(crate) fn mount(volume: &Path, plan: &MountPlan) -> Result<Mount, DiskError> {
+    if !volume.exists() {
+        fs::create_dir_all(volume).map_err(io_at(volume))?;
+    }
+    let host = if plan.sub_path.is_empty() {
+        volume.to_owned()
+    } else {
+        let path = volume.join(&plan.sub_path);
+        if !path.exists() && !plan.read_only {
+            fs::create_dir_all(&path).map_err(io_at(&path))?;
+        }
+        // A guest may have made links in a volume: what they lead to must lie inside of it.
+        let real = fs::canonicalize(&path).map_err(io_at(&path))?;
+        let root = fs::canonicalize(volume).map_err(io_at(volume))?;
+        if !real.starts_with(&root) {
+            return Err(DiskError::Escapes(plan.sub_path.clone()));
+        }
+        real
+    };
+    Ok(Mount { host, guest: plan.guest.clone(), read_only: plan.read_only })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(pairs: &[(&str, &str)]) -> BTreeMap<String, FilePlan> {
+        let one = |(path, text): &(&str, &str)| {
+            ((*path).to_owned(), FilePlan { bytes: text.as_bytes().to_vec(), mode: 0o644 })
+        };
+        pairs.iter().map(one).collect()
+    }
+
+    fn visible(dir: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn files_change_together() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("v");
+        assert!(write_files(&dir, &files(&[("a", "1"), ("sub/b", "2")])).unwrap());
+        assert_eq!(visible(&dir), ["..data", "..gen1", "a", "sub"]);
+        assert_eq!(fs::read_to_string(dir.join("sub/b")).unwrap(), "2");
+        let open = fs::read_link(dir.join("a")).unwrap();
+        assert_eq!(open, Path::new("..data/a"));
+
+        assert!(!write_files(&dir, &files(&[("a", "1"), ("sub/b", "2")])).unwrap(), "nothing changed");
+        assert!(write_files(&dir, &files(&[("a", "3"), ("c", "4")])).unwrap());
+        assert_eq!(visible(&dir), ["..data", "..gen2", "a", "c"]);
+        assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), "3");
+    }
+
+    #[test]
+    fn an_interrupted_update_is_done_again() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path();
+        write_files(dir, &files(&[("a", "1")])).unwrap();
+        fs::create_dir(dir.join("..gen2")).unwrap();
+        fs::write(dir.join("..gen2/half"), "x").unwrap();
+        symlink("..gen2", dir.join(DATA_NEXT)).unwrap();
+        write_files(dir, &files(&[("a", "2")])).unwrap();
+        assert_eq!(visible(dir), ["..data", "..gen2", "a"]);
+        assert_eq!(visible(&dir.join("..data")), ["a"]);
+    }
+
+    #[test]
+    fn a_sub_path_is_made_and_cannot_leave_the_volume() {
+        let root = tempfile::tempdir().unwrap();
+        let volume = root.path().join("pods/v");
+        let plan = |sub_path: &str| MountPlan {
+            volume: "v".into(),
+            sub_path: sub_path.into(),
+            guest: "/data".into(),
+            read_only: false,
+        };
+        let made = mount(&volume, &plan("a/b")).unwrap();
+        assert!(made.host.is_dir() && made.host.ends_with("a/b"));
+        symlink("../..", volume.join("out")).unwrap();
+        assert!(matches!(mount(&volume, &plan("out")), Err(DiskError::Escapes(_))));
+    }
+}
