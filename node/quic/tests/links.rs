@@ -1,5 +1,7 @@
 //! Two nodes, each with its switch, joined by real links on the loopback.
 
+#![allow(clippy::unwrap_used)]
+
 use bytes::Bytes;
 use dhow_mesh::Update;
 use dhow_quic::{Endpoint, Fabric, KubeletStream, QuicError, StreamHeader, Tls};

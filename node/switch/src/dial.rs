@@ -182,6 +182,9 @@ pub(crate) enum Reached {
     Socket(tokio::net::TcpStream),
 }
 
+/// The caller's end, and, for a stream to another node, the two that are left to be carried.
+type Made = (Stream, Option<(Stream, Box<dyn Duplex>)>);
+
 /// A connect that has to wait for another machine.
 pub(crate) struct Waiting {
     dial: Dial,
@@ -210,7 +213,7 @@ impl Waiting {
         }
     }
 
-    async fn connect(self) -> Result<(Stream, Option<(Stream, Box<dyn Duplex>)>), NetError> {
+    async fn connect(self) -> Result<Made, NetError> {
         let Waiting { mut dial, mut hop, from } = self;
         loop {
             let addr = hop.addr;
@@ -238,7 +241,7 @@ impl Dial {
         load: Option<LoadGuard>,
         from: SocketAddr,
         to: SocketAddr,
-    ) -> Result<(Stream, Option<(Stream, Box<dyn Duplex>)>), NetError> {
+    ) -> Result<Made, NetError> {
         let (stream, carried) = match reached {
             Reached::Duplex(duplex) => {
                 let (caller, inner) = Stream::pair(Ends { from, called: self.to, to });

@@ -53,17 +53,17 @@ impl Queue {
     }
 
     /// Puts a connection at the end, or gives it back if there is no room.
-    pub(crate) fn offer(&self, incoming: Incoming) -> Result<(), Incoming> {
+    pub(crate) fn offer(&self, incoming: Incoming) -> Option<Incoming> {
         let wakers = {
             let mut state = lock(&self.state);
             if !state.open || state.waiting.len() >= self.backlog {
-                return Err(incoming);
+                return Some(incoming);
             }
             state.waiting.push_back(incoming);
             std::mem::take(&mut state.wakers)
         };
         wakers.into_iter().for_each(Waker::wake);
-        Ok(())
+        None
     }
 
     /// Nothing more comes in; what waited is dropped.

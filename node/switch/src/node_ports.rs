@@ -231,8 +231,8 @@ fn route(switch: &Switch, port: u16, outside: Outside) -> Option<Relay> {
         let (socket, permit) = carrier.into_std()?;
         let (addr, load, permit) = (hop.addr, hop.load, Some(permit));
         match pod.hand_over(HostIncoming { socket, local: addr, peer: client, load, permit }) {
-            Ok(()) => return None,
-            Err(HostIncoming { socket, permit, .. }) => {
+            None => return None,
+            Some(HostIncoming { socket, permit, .. }) => {
                 dial.failed(addr, NetError::Refused);
                 carrier = Carrier::Std(socket, permit?);
             }

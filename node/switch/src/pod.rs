@@ -101,16 +101,18 @@ impl Pod {
         let queue = self.queue(ends.to)?;
         let (caller, callee) = Stream::pair(ends);
         let callee = callee_of(self, callee)?;
-        queue.offer(Incoming::Ready(callee)).map_err(|_| NetError::Refused)?;
-        Ok(caller)
+        match queue.offer(Incoming::Ready(callee)) {
+            None => Ok(caller),
+            Some(_) => Err(NetError::Refused),
+        }
     }
 
     /// Gives a host's socket to whoever listens on its local address, or back.
-    pub(crate) fn hand_over(&self, incoming: HostIncoming) -> Result<(), HostIncoming> {
-        let Ok(queue) = self.queue(incoming.local) else { return Err(incoming) };
+    pub(crate) fn hand_over(&self, incoming: HostIncoming) -> Option<HostIncoming> {
+        let Ok(queue) = self.queue(incoming.local) else { return Some(incoming) };
         match queue.offer(Incoming::Host(incoming)) {
-            Err(Incoming::Host(back)) => Err(back),
-            _ => Ok(()),
+            Some(Incoming::Host(back)) => Some(back),
+            _ => None,
         }
     }
 

@@ -1,5 +1,7 @@
 //! Pods on one node, as their guests see the network.
 
+#![allow(clippy::unwrap_used)]
+
 use bytes::Bytes;
 use dhow_mesh::Update;
 use dhow_switch::{
