@@ -79,15 +79,16 @@ pub(crate) async fn run(
     drop(server);
 
     let mut wishes = shared.wishes();
-    let wish = tokio::select! {
-        // A wish also ends the ports: it must be seen first.
-        biased;
-        wish = wished(&mut wishes) => wish,
-        () = all(&mut ports) => {
-            let message = "the Pod's network was taken away".to_owned();
-            return End { reason: ExitReason::Error, message, ..End::wished(Wish::Kill) };
-        }
-    };
+    tokio::select! {
+        _ = wished(&mut wishes) => {}
+        () = all(&mut ports) => {}
+    }
+    // A wish ends the ports too, and may do so before it is seen above.
+    let wish = *wishes.borrow();
+    if wish == Wish::Run {
+        let message = "the Pod's network was taken away".to_owned();
+        return End { reason: ExitReason::Error, message, ..End::wished(Wish::Kill) };
+    }
     // Leaving this function drops the ports' tasks, and with them connections and guests.
     match wish {
         Wish::Stop(deadline) => {

@@ -1,4 +1,5 @@
 //! Containers from their start to their exit: real guests on a real engine and a real Pod network.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -286,7 +287,8 @@ async fn a_cpu_limit_holds_a_spinner_back() {
     assert!(held_ns * 2 < free_ns, "limited: {held_ns} ns, unlimited: {free_ns} ns");
     free.kill();
     held.kill();
-    (free.wait().await, held.wait().await);
+    free.wait().await;
+    held.wait().await;
 }
 
 #[tokio::test]
@@ -317,7 +319,8 @@ async fn guests_talk_over_the_pod_network() {
     let (mut read, mut write) = tokio::io::split(&mut stream);
     let mut received = vec![0; sent.len()];
     let (written, got) = tokio::join!(write.write_all(&sent), read.read_exact(&mut received));
-    (written.unwrap(), got.unwrap());
+    written.unwrap();
+    got.unwrap();
     assert_eq!(sent, received);
     server.kill();
     assert_eq!(server.wait().await.code, 137);

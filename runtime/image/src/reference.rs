@@ -75,6 +75,9 @@ fn read(text: &str) -> Result<Reference, &'static str> {
         Some((host, rest)) if host.contains(['.', ':']) || host == "localhost" => (Some(host), rest),
         _ => (None, rest),
     };
+    if registry.is_some_and(|host| !is_host(host)) {
+        return Err("the part before the first `/` is neither a repository nor a host with a port");
+    }
     let (repository, tag) = match rest.split_once(':') {
         Some((repository, tag)) => (repository, Some(tag)),
         None => (rest, None),
@@ -103,6 +106,13 @@ fn read(text: &str) -> Result<Reference, &'static str> {
 pub(crate) fn is_digest(text: &str) -> bool {
     text.strip_prefix("sha256:")
         .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')))
+}
+
+fn is_host(host: &str) -> bool {
+    let (name, port) = host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port)));
+    let named =
+        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-'));
+    named && port.is_none_or(|port| port.parse::<u16>().is_ok())
 }
 
 fn is_tag(tag: &str) -> bool {
@@ -162,7 +172,7 @@ mod tests {
             ("/a", "lower-case letters"),
             ("a:", "a tag has"),
             ("a:.x", "a tag has"),
-            ("a:b/c", "a tag has"),
+            ("a:b/c", "neither a repository nor a host"),
             ("a@sha256:12", "a digest"),
             ("a@md5:x", "a digest"),
             ("ü", "lower-case letters"),
