@@ -224,9 +224,17 @@ impl End {
             }
             Some(_) => Self { code: CODE_TRAPPED, reason: ExitReason::Error, message: describe(error) },
             None if began => Self { code: CODE_TRAPPED, reason: ExitReason::Error, message: describe(error) },
-            None => Self::cannot_run(describe(error)),
+            None => Self::cannot_run(with_hint(describe(error))),
         }
     }
+}
+
+/// Adds what to do about the one failure to start that is the machine's and not the program's.
+fn with_hint(mut message: String) -> String {
+    if message.contains("Cannot allocate memory") {
+        message.push_str("; raise the node's `vm.max_map_count`, or let it have fewer Pods");
+    }
+    message
 }
 
 /// A trap with its cause and the functions it happened in.

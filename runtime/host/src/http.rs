@@ -14,6 +14,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, Sleep, sleep, timeout};
+use wasmtime_wasi_http::p2::bindings::http::types::ErrorCode;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 use crate::tls;
@@ -46,6 +47,23 @@ impl WasiHttpHooks for Outgoing {
     ) -> Box<dyn Future<Output = Sent> + Send> {
         Box::new(send(self.net.clone(), request, options.unwrap_or_default()))
     }
+
+    // The failures below are the guest's to handle; the defaults would write each one into the node's log.
+
+    fn p2_error_from_hyper(&mut self, error: &hyper::Error) -> ErrorCode {
+        tracing::debug!(%error, "a guest's HTTP exchange failed");
+        ErrorCode::HttpProtocolError
+    }
+
+    fn p2_error_from_connect(&mut self, error: &std::io::Error) -> ErrorCode {
+        tracing::debug!(%error, "a guest's connection failed");
+        ErrorCode::ConnectionRefused
+    }
+
+    fn p2_error_from_tls(&mut self, error: &std::io::Error) -> ErrorCode {
+        tracing::debug!(%error, "a guest's TLS handshake failed");
+        ErrorCode::TlsProtocolError
+    }
 }
 
 async fn send(net: PodNet, mut request: Request<WasiBody>, options: RequestOptions) -> Sent {
@@ -76,8 +94,9 @@ async fn send(net: PodNet, mut request: Request<WasiBody>, options: RequestOptio
     let response = response
         .map(|incoming| AnswerBody { incoming, limit: part_limit, timer: Box::pin(sleep(part_limit)) }.boxed_unsync());
     let finish = async move {
-        if connected {
-            connection.await?;
+        // The guest learns of a broken connection from the body that it reads.
+        if connected && let Err(error) = connection.await {
+            tracing::debug!(%error, "a guest's connection broke");
         }
         Ok(())
     };

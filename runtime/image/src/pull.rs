@@ -97,7 +97,7 @@ pub enum PullError {
         size: u64,
     },
     /// A file of the store, or a `file://` image, could not be read or written.
-    #[error("reading or writing `{}` failed: {source}", path.display())]
+    #[error("reading or writing `{}` failed", path.display())]
     Io {
         /// The file.
         path: PathBuf,

@@ -47,7 +47,8 @@ pub enum PushError {
 }
 
 /// Puts a component, or a preview 1 module, into the cluster's registry. Gives the manifest's digest.
-pub async fn push(client: &Client, wasm: Vec<u8>, reference: &Reference) -> Result<String, PushError> {
+pub async fn push(client: &Client, wasm: impl Into<Bytes>, reference: &Reference) -> Result<String, PushError> {
+    let wasm: Bytes = wasm.into();
     let refuse = |why| PushError::InvalidName { name: reference.to_string(), why };
     if reference.registry.is_some() {
         return Err(refuse("only the cluster's own registry is supported; leave the host out"));
@@ -66,7 +67,7 @@ pub async fn push(client: &Client, wasm: Vec<u8>, reference: &Reference) -> Resu
         layers: vec![layer.clone()],
     };
     let registry = Registry { client, repository: &reference.repository };
-    registry.put_blob("layer", &layer.digest, wasm.into()).await?;
+    registry.put_blob("layer", &layer.digest, wasm).await?;
     registry.put_blob("configuration", &manifest.config.digest, config.into()).await?;
     let manifest = serde_json::to_vec(&manifest).expect("plain data is JSON");
     let digest = digest_of(&manifest);

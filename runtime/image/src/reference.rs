@@ -1,6 +1,7 @@
 //! Names of images: `hello`, `team/hello:1.0`, `registry.example.com/hello@sha256:…`.
 
 use std::fmt;
+use std::str::FromStr;
 
 /// The tag that is meant when a name has neither tag nor digest.
 const TAG_DEFAULT: &str = "latest";
@@ -41,6 +42,14 @@ impl Reference {
     /// What to ask the registry for: the digest, or else the tag, or else `latest`.
     pub fn wanted(&self) -> &str {
         self.digest.as_deref().or(self.tag.as_deref()).unwrap_or(TAG_DEFAULT)
+    }
+}
+
+impl FromStr for Reference {
+    type Err = InvalidReference;
+
+    fn from_str(text: &str) -> Result<Self, InvalidReference> {
+        Self::parse(text)
     }
 }
 
