@@ -1,10 +1,12 @@
 //! What a node agent must be told before it starts.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use dhow_pki::Identity;
 use dhow_types::NodeName;
+
+use crate::JoinedIdentity;
 
 /// Everything that a node agent needs; parsed and defaulted by the binary.
 #[derive(Clone)]
@@ -17,8 +19,8 @@ pub struct Config {
     pub identity: Identity,
     /// The cluster's CA, in PEM.
     pub ca_pem: String,
-    /// Where the control node listens for agents by QUIC.
-    pub control_quic: SocketAddr,
+    /// `host:port` at which the control node listens for agents by QUIC.
+    pub control_quic: String,
     /// Where this node keeps images, compiled code, volumes and logs.
     pub data_dir: PathBuf,
     /// Whether `file://` images may be run.
@@ -29,4 +31,55 @@ pub struct Config {
     pub node_ip: IpAddr,
     /// The address on which NodePorts are opened; `None` opens none (a further agent of the same process).
     pub node_port_ip: Option<IpAddr>,
+}
+
+impl Config {
+    /// A node of the cluster that it joined: nothing is allowed that is not needed, no NodePorts are opened. The control
+    /// node listens for QUIC at the port of its API.
+    pub fn new(name: &str, joined: JoinedIdentity, data_dir: impl Into<PathBuf>, node_ip: IpAddr) -> Self {
+        let JoinedIdentity { server, ca_pem, identity } = joined;
+        Self {
+            name: NodeName::new(name),
+            control_quic: authority(&server),
+            client: dhow_client::Config {
+                server,
+                ca_pem: Some(ca_pem.clone()),
+                identity: Some(identity.clone()),
+                token: None,
+                namespace: "default".to_owned(),
+            },
+            identity,
+            ca_pem,
+            data_dir: data_dir.into(),
+            allow_file_images: false,
+            allow_host_paths: false,
+            node_ip,
+            node_port_ip: None,
+        }
+    }
+}
+
+/// `host:port` of `https://host:port/`; 443 where no port is named.
+fn authority(server: &str) -> String {
+    let rest = server.split_once("://").map_or(server, |(_, rest)| rest);
+    let authority = rest.split('/').next().unwrap_or_default();
+    let after_host = authority.rfind(']').map_or(0, |bracket| bracket + 1);
+    if authority[after_host..].contains(':') { authority.to_owned() } else { format!("{authority}:443") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_authority_of_a_server_has_a_port() {
+        for (server, expected) in [
+            ("https://127.0.0.1:6443", "127.0.0.1:6443"),
+            ("https://dhow.example/", "dhow.example:443"),
+            ("https://[::1]", "[::1]:443"),
+            ("https://[::1]:6443/x", "[::1]:6443"),
+        ] {
+            assert_eq!(authority(server), expected);
+        }
+    }
 }

@@ -1,7 +1,6 @@
 //! Images and the programs made of them.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use dhow_agent::{PullFault, PulledImage, StartFault};
 use dhow_client::Client;
@@ -15,9 +14,6 @@ use crate::flights::Flights;
 
 /// Different images that are fetched at the same time; more would share the same line.
 const PULLS_MAX: usize = 4;
-/// Programs that stay loaded although no container uses them. Each maps a file of compiled code; what is dropped is
-/// mapped again in less than a millisecond.
-const PROGRAMS_MAX: usize = 64;
 
 /// What a pull found, to be shared by all who asked.
 type Pulled = Result<(Image, u64), PullFault>;
@@ -30,22 +26,11 @@ pub(crate) struct Images {
     allow_files: bool,
     pulls: Flights<(String, u8), Pulled>,
     pulling: Semaphore,
-    loads: Flights<String, Result<Program, StartFault>>,
-    programs: Mutex<BTreeMap<String, Program>>,
 }
 
 impl Images {
     pub(crate) fn new(store: Store, client: Client, engine: Engine, allow_files: bool) -> Self {
-        Self {
-            store,
-            client,
-            engine,
-            allow_files,
-            pulls: Flights::new(),
-            pulling: Semaphore::new(PULLS_MAX),
-            loads: Flights::new(),
-            programs: Mutex::new(BTreeMap::new()),
-        }
+        Self { store, client, engine, allow_files, pulls: Flights::new(), pulling: Semaphore::new(PULLS_MAX) }
     }
 
     /// Has the image on this node.
@@ -72,35 +57,12 @@ impl Images {
         }
     }
 
-    /// The program of an image.
+    /// The program of an image. The engine sees to it that those who use the same one share it.
     pub(crate) async fn program(&self, image: &Image) -> Result<Program, StartFault> {
-        if let Some(program) = self.lock().get(&image.digest) {
-            return Ok(program.clone());
-        }
-        self.loads.get(&image.digest, || self.load(image)).await
-    }
-
-    async fn load(&self, image: &Image) -> Result<Program, StartFault> {
-        // Someone else may have loaded it while this look-up waited.
-        if let Some(program) = self.lock().get(&image.digest) {
-            return Ok(program.clone());
-        }
-        match self.engine.load(&image.path, &image.digest).await {
-            Ok(program) => {
-                let mut programs = self.lock();
-                if programs.len() >= PROGRAMS_MAX {
-                    programs.pop_first();
-                }
-                programs.insert(image.digest.clone(), program.clone());
-                Ok(program)
-            }
-            Err(err @ LoadError::Io { .. }) => Err(StartFault::Run(Chain(&err).to_string())),
-            Err(err) => Err(StartFault::Create(Chain(&err).to_string())),
-        }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Program>> {
-        self.programs.lock().unwrap_or_else(PoisonError::into_inner)
+        self.engine.load(&image.path, &image.digest).await.map_err(|err| match err {
+            LoadError::Io { .. } => StartFault::Run(Chain(&err).to_string()),
+            _ => StartFault::Create(Chain(&err).to_string()),
+        })
     }
 }
 

@@ -10,7 +10,6 @@ use bytes::Bytes;
 use dhow_client::{Client, ClientError};
 use dhow_pki::token::JoinToken;
 use dhow_pki::{Identity, PkiError, new_csr};
-use dhow_types::NodeName;
 use http::Method;
 use serde::Deserialize;
 use serde_json::json;
@@ -20,12 +19,12 @@ const DIR: &str = "identity";
 /// What a node holds after it joined.
 #[derive(Clone)]
 pub struct JoinedIdentity {
-    /// The node's name.
-    pub name: NodeName,
-    /// Its key and certificate.
-    pub identity: Identity,
+    /// The API server, `https://host:port`.
+    pub server: String,
     /// The cluster's CA, in PEM.
     pub ca_pem: String,
+    /// The node's key and certificate.
+    pub identity: Identity,
 }
 
 /// Why a node could not join.
@@ -35,6 +34,19 @@ pub enum JoinError {
     /// The token has not the form of a join token.
     #[error("the join token cannot be used: {0}")]
     BadToken(#[from] dhow_pki::token::TokenError),
+    /// The first start needs a token, and none was given.
+    #[error("this node has not joined yet: it needs a token, as `dhow token create` prints it on the control node")]
+    NoToken,
+    /// The data directory belongs to a node of another name.
+    #[error("`{}` belongs to node `{kept}`, not to `{asked}`", data_dir.display())]
+    OtherName {
+        /// The data directory.
+        data_dir: PathBuf,
+        /// The name that it has.
+        kept: String,
+        /// The name that was asked for.
+        asked: String,
+    },
     /// The server is another one than the token was made for.
     #[error("the server `{server}` has another CA than the one that the token was made for")]
     WrongCluster {
@@ -78,8 +90,24 @@ struct Answer {
     ca: String,
 }
 
-/// The identity that an earlier [`join`] left in `data_dir`, if there is one.
-pub fn load_identity(data_dir: &Path) -> Result<Option<JoinedIdentity>, JoinError> {
+/// The identity for node `name`: the one that an earlier join left in `data_dir`, or else a new one from the cluster at
+/// `server`, for a join token; it is kept.
+pub async fn join(server: &str, token: Option<&str>, name: &str, data_dir: &Path) -> Result<JoinedIdentity, JoinError> {
+    let server = server.trim_end_matches('/');
+    if let Some((kept, identity, ca_pem)) = load(data_dir)? {
+        if kept != name {
+            return Err(JoinError::OtherName { data_dir: data_dir.to_owned(), kept, asked: name.to_owned() });
+        }
+        return Ok(JoinedIdentity { server: server.to_owned(), ca_pem, identity });
+    }
+    let token = token.ok_or(JoinError::NoToken)?;
+    let (identity, ca_pem) = ask(server, token, name).await?;
+    keep(data_dir, name, &identity, &ca_pem)?;
+    Ok(JoinedIdentity { server: server.to_owned(), ca_pem, identity })
+}
+
+/// Name, key and certificate, and CA, as an earlier join left them.
+fn load(data_dir: &Path) -> Result<Option<(String, Identity, String)>, JoinError> {
     let dir = data_dir.join(DIR);
     let read = |name: &str| -> Result<Option<String>, JoinError> {
         let path = dir.join(name);
@@ -92,11 +120,10 @@ pub fn load_identity(data_dir: &Path) -> Result<Option<JoinedIdentity>, JoinErro
     // The name is written last: without it, nothing was finished.
     let parts = (read("name")?, read("node.crt")?, read("node.key")?, read("ca.crt")?);
     let (Some(name), Some(cert_pem), Some(key_pem), Some(ca_pem)) = parts else { return Ok(None) };
-    Ok(Some(JoinedIdentity { name: NodeName::new(name.trim()), identity: Identity { cert_pem, key_pem }, ca_pem }))
+    Ok(Some((name.trim().to_owned(), Identity { cert_pem, key_pem }, ca_pem)))
 }
 
-/// Joins the cluster at `server` with a join token and keeps the identity in `data_dir`.
-pub async fn join(server: &str, token: &str, name: &str, data_dir: &Path) -> Result<JoinedIdentity, JoinError> {
+async fn ask(server: &str, token: &str, name: &str) -> Result<(Identity, String), JoinError> {
     let token: JoinToken = token.trim().parse()?;
     let lost = |source| JoinError::Client { server: server.to_owned(), source };
     let ca = dhow_client::bootstrap_get(server, "/cacerts").await.map_err(lost)?;
@@ -107,7 +134,7 @@ pub async fn join(server: &str, token: &str, name: &str, data_dir: &Path) -> Res
     }
     let (csr, key_pem) = new_csr(&format!("system:node:{name}"))?;
     let client = Client::new(dhow_client::Config {
-        server: server.trim_end_matches('/').to_owned(),
+        server: server.to_owned(),
         ca_pem: Some(ca_pem),
         identity: None,
         token: Some(token.bearer()),
@@ -129,22 +156,16 @@ pub async fn join(server: &str, token: &str, name: &str, data_dir: &Path) -> Res
     if !token.accepts(&ca)? {
         return Err(wrong());
     }
-    let joined =
-        JoinedIdentity { name: NodeName::new(name), identity: Identity { cert_pem: certificate, key_pem }, ca_pem: ca };
-    keep(data_dir, &joined)?;
-    Ok(joined)
+    Ok((Identity { cert_pem: certificate, key_pem }, ca))
 }
 
-fn keep(data_dir: &Path, joined: &JoinedIdentity) -> Result<(), JoinError> {
+fn keep(data_dir: &Path, name: &str, identity: &Identity, ca_pem: &str) -> Result<(), JoinError> {
     let dir = data_dir.join(DIR);
     fs::create_dir_all(&dir).map_err(|source| JoinError::Storage { path: dir.clone(), source })?;
-    for (name, text) in [
-        ("ca.crt", joined.ca_pem.as_str()),
-        ("node.key", &joined.identity.key_pem),
-        ("node.crt", &joined.identity.cert_pem),
-        ("name", joined.name.as_str()),
-    ] {
-        let path = dir.join(name);
+    for (file, text) in
+        [("ca.crt", ca_pem), ("node.key", &identity.key_pem), ("node.crt", &identity.cert_pem), ("name", name)]
+    {
+        let path = dir.join(file);
         write_private(&path, text).map_err(|source| JoinError::Storage { path, source })?;
     }
     Ok(())
@@ -164,20 +185,18 @@ fn write_private(path: &Path, text: &str) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_identity_is_kept_and_read_back() {
+    #[tokio::test]
+    async fn an_identity_is_kept_and_read_back() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
-        assert!(load_identity(dir.path()).unwrap().is_none());
-        let joined = JoinedIdentity {
-            name: NodeName::new("n1"),
-            identity: Identity { cert_pem: "cert".into(), key_pem: "key".into() },
-            ca_pem: "ca".into(),
-        };
-        keep(dir.path(), &joined).unwrap();
-        let found = load_identity(dir.path()).unwrap().unwrap();
-        assert_eq!((found.name.as_str(), found.ca_pem.as_str()), ("n1", "ca"));
+        let again = |name: &'static str| join("https://192.0.2.1:6443/", None, name, dir.path());
+        assert!(matches!(again("n1").await, Err(JoinError::NoToken)));
+        let identity = Identity { cert_pem: "cert".into(), key_pem: "key".into() };
+        keep(dir.path(), "n1", &identity, "ca").unwrap();
+        let found = again("n1").await.unwrap();
+        assert_eq!((found.server.as_str(), found.ca_pem.as_str()), ("https://192.0.2.1:6443", "ca"));
         assert_eq!((found.identity.cert_pem.as_str(), found.identity.key_pem.as_str()), ("cert", "key"));
+        assert!(matches!(again("n2").await, Err(JoinError::OtherName { .. })));
         let mode = fs::metadata(dir.path().join("identity/node.key")).unwrap().permissions().mode();
         assert_eq!(mode & 0o077, 0, "nobody else reads the key");
     }

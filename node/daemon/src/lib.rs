@@ -30,5 +30,5 @@ mod sandbox;
 mod volumes;
 
 pub use config::Config;
-pub use join::{JoinError, JoinedIdentity, join, load_identity};
+pub use join::{JoinError, JoinedIdentity, join};
 pub use node::{Node, NodeError};

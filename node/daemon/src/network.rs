@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use dhow_agent::env::ServiceLink;
 use dhow_api::Tree;
 use dhow_client::Event;
 use dhow_mesh::{MeshError, Update};
-use dhow_quic::{Endpoint, Fabric};
+use dhow_quic::{Connection, Endpoint, Fabric};
 use dhow_tasks::Stop;
 use dhow_types::Chain;
 use tokio::sync::oneshot;
@@ -126,20 +125,20 @@ fn edit_links<R>(shared: &Shared, edit: impl FnOnce(&mut BTreeMap<String, Arc<Se
 }
 
 /// Keeps a connection to the control node, over which it reaches this node's kubelet API.
-pub(crate) async fn stay_connected(endpoint: Endpoint, fabric: Fabric, control: SocketAddr, stop: Stop) {
+pub(crate) async fn stay_connected(endpoint: Endpoint, fabric: Fabric, control: String, stop: Stop) {
     let mut pause = RETRY_MIN;
     loop {
         let session = async {
-            match endpoint.connect(control, CONTROL_NAME).await {
+            match dial(&endpoint, &control).await {
                 Ok(connection) => {
-                    tracing::info!(%control, "connected to the control node");
+                    tracing::info!(control, "connected to the control node");
                     let began = tokio::time::Instant::now();
                     let why = fabric.serve(connection).await;
-                    tracing::info!(%control, why = %Chain(&why), "the connection to the control node ended");
+                    tracing::info!(control, why = %Chain(&why), "the connection to the control node ended");
                     began.elapsed() > RETRY_MAX
                 }
-                Err(err) => {
-                    tracing::debug!(%control, err = %Chain(&err), "connecting to the control node failed");
+                Err(why) => {
+                    tracing::debug!(control, why, "connecting to the control node failed");
                     false
                 }
             }
@@ -153,4 +152,16 @@ pub(crate) async fn stay_connected(endpoint: Endpoint, fabric: Fabric, control: 
             return;
         }
     }
+}
+
+/// The name is looked up each time: the control node may have moved.
+async fn dial(endpoint: &Endpoint, control: &str) -> Result<Connection, String> {
+    let mut why = format!("`{control}` has no address");
+    for addr in tokio::net::lookup_host(control).await.map_err(|err| err.to_string())? {
+        match endpoint.connect(addr, CONTROL_NAME).await {
+            Ok(connection) => return Ok(connection),
+            Err(err) => why = Chain(&err).to_string(),
+        }
+    }
+    Err(why)
 }
