@@ -21,7 +21,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::{Semaphore, oneshot, watch};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::{timeout, timeout_at};
 use wasmtime_wasi_http::WasiHttpView;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
@@ -190,7 +190,7 @@ async fn converse(server: Arc<Server>, stream: Stream, mut wishes: watch::Receiv
     }
 }
 
-/// The instances that work for one connection; each is a task, so that it can go on after its response has begun.
+/// The instances that go on working for one connection after their response has begun.
 type Guests = Arc<Mutex<JoinSet<()>>>;
 
 /// What all requests of one container share.
@@ -223,19 +223,23 @@ impl Server {
         if !names_host(&request) {
             return page(StatusCode::BAD_REQUEST, "the request has no valid Host header\n");
         }
-        let (sender, answer) = oneshot::channel();
-        let guest = Metered::new(self.clone().work(request, sender), self.cpu.clone(), self.ticker.clone());
-        let task = {
-            let mut guests = lock(guests);
-            while let Some(ended) = guests.try_join_next() {
-                report_panic(ended);
+        let (sender, mut answer) = oneshot::channel();
+        let mut guest = Metered::new(self.clone().work(request, sender), self.cpu.clone(), self.ticker.clone());
+        // The guest runs in the connection's own task until it answers: most are done by then, and never need a task
+        // or another thread. A client that leaves before that takes its guest with it.
+        let answer = tokio::select! {
+            biased;
+            answer = &mut answer => {
+                let mut guests = lock(guests);
+                while let Some(ended) = guests.try_join_next() {
+                    report_panic(ended);
+                }
+                guests.spawn(guest);
+                answer
             }
-            guests.spawn(guest)
+            () = &mut guest => answer.await,
         };
-        // A client that leaves before it has an answer takes its guest with it.
-        let mut abort = AbortOnDrop(Some(task));
-        let answer = answer.await.unwrap_or(Err(Failure::NoAnswer));
-        abort.0 = None;
+        let answer = answer.unwrap_or(Err(Failure::NoAnswer));
         match answer {
             Ok(response) => response,
             Err(Failure::NoRoom) => page(StatusCode::SERVICE_UNAVAILABLE, "no room for another instance\n"),
@@ -322,14 +326,4 @@ fn page(status: StatusCode, text: &'static str) -> Response<Body> {
     let plain = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, plain);
     response
-}
-
-struct AbortOnDrop(Option<AbortHandle>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        if let Some(task) = &self.0 {
-            task.abort();
-        }
-    }
 }
