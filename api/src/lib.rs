@@ -1,6 +1,8 @@
 //! The object model: JSON trees guided by one schema table, and one table of kinds.
 //!
-//! An object is a [`Tree`]; unknown fields, key order and number forms survive a round trip. `kinds` says what each
+//! An object is a [`Tree`]; unknown fields, key order and number forms survive a round trip. `schema` holds the facts
+//! of all built-in types: `decode` checks bodies against it, `protobuf` transcodes by it, strategic merge patches and
+//! the documents of `openapi` follow from it. `kinds` says what each
 //! kind adds by hand (names, defaults, validation, status rule, columns, field selectors); everything else here is
 //! generic and loops over that table: `discovery`, `table`, `index`, `selector`, `patch`. `status` and `field` hold
 //! the words in which Kubernetes says no.
