@@ -14,7 +14,6 @@ use http::{HeaderMap, Method, Request};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
 /// The Kubernetes release whose API is served.
 const MINOR: &str = "36";
@@ -47,6 +46,7 @@ pub(crate) async fn handle(
         "/cacerts" => Ok(answer::answer(200, "application/x-pem-file", answer::full(app.ca.cert_pem().to_owned()))),
         "/healthz" | "/livez" | "/readyz" => health(app, path.trim_matches('/'), query).await,
         "/metrics" => Ok(answer::text(200, metrics(app))),
+        "/openapi/v2" => Ok(schema_v2(headers)),
         "/openapi/v3" => show(&openapi::v3_index(), query, headers),
         other => {
             if let Some(document) = other.strip_prefix("/openapi/v3/") {
@@ -102,8 +102,19 @@ fn version() -> Tree {
 }
 
 fn root(query: &Query<'_>, headers: &HeaderMap) -> Result<Answer, ApiError> {
-    let paths =
-        ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v3", "/readyz", "/v2/", "/version"];
+    let paths = [
+        "/api",
+        "/api/v1",
+        "/apis",
+        "/healthz",
+        "/livez",
+        "/metrics",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/readyz",
+        "/v2/",
+        "/version",
+    ];
     show(&json!({"paths": paths}), query, headers)
 }
 
@@ -137,16 +148,32 @@ fn find(path: &str, query: &Query<'_>, headers: &HeaderMap) -> Result<Answer, Ap
     show(&tree.ok_or_else(ApiError::no_such_path)?, query, headers)
 }
 
+/// What older clients (kubectl up to 1.28, helm 3) read schemas in.
+const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+
+/// All schemas in one document.
+fn schema_v2(headers: &HeaderMap) -> Answer {
+    let gzip = answer::accepts_gzip(headers);
+    // Clients name the protobuf form with a dot or with an at sign; Go's own parser takes only the dot in an answer.
+    let accept = header(headers, ACCEPT).unwrap_or("").replace('@', ".");
+    if accept.contains(V2_PROTOBUF) {
+        let style = Style { encoding: Encoding::Protobuf, pretty: false, gzip };
+        let mut answer = answer::json_bytes(200, Bytes::from_owner(openapi::v2_protobuf()), style);
+        answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(V2_PROTOBUF));
+        return answer;
+    }
+    answer::json_bytes(200, Bytes::from_owner(openapi::v2()), Style { gzip, ..Style::PLAIN })
+}
+
 /// A schema document. Its URL in the index carries its hash, so it may be kept for ever under that URL.
 fn schema(document: &str, query: &Query<'_>, headers: &HeaderMap) -> Result<Answer, ApiError> {
-    let bytes = openapi::v3_document(document).ok_or_else(ApiError::no_such_path)?;
-    let hash = Sha256::digest(&bytes);
-    let etag = format!("\"{}\"", hash.iter().map(|byte| format!("{byte:02X}")).collect::<String>());
+    let hash = openapi::v3_hash(document).ok_or_else(ApiError::no_such_path)?;
+    let etag = format!("\"{hash}\"");
     let mut answer = if header(headers, IF_NONE_MATCH) == Some(etag.as_str()) {
         answer::answer(304, "application/json", answer::empty())
     } else {
-        let style = Style { pretty: false, encoding: Encoding::Json, gzip: answer::accepts_gzip(headers) };
-        answer::json_bytes(200, Bytes::from_owner(bytes), style)
+        let bytes = openapi::v3_document(document).ok_or_else(ApiError::no_such_path)?;
+        answer::json_bytes(200, Bytes::from_owner(bytes), Style { gzip: answer::accepts_gzip(headers), ..Style::PLAIN })
     };
     if query.non_empty("hash").is_some() {
         answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("public, immutable"));

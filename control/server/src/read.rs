@@ -93,7 +93,8 @@ pub(crate) fn list(call: &Call<'_>) -> Result<Answer, ApiError> {
     })
 }
 
-fn objects(call: &Call<'_>, page: Page, style: Style) -> Answer {
+/// A list of objects, unparsed where the client's style allows.
+pub(crate) fn objects(call: &Call<'_>, page: Page, style: Style) -> Answer {
     let (kind, api_version) = (call.kind.list_kind(), call.kind.api_version());
     let meta = list_meta(&page);
     if style.is_as_stored() {

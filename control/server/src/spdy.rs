@@ -641,4 +641,27 @@ mod tests {
         client.open(3, "data", false).await;
         assert_eq!(client.collect([1, 3]).await, ["connection refused".to_owned(), String::new()]);
     }
+
+    #[tokio::test]
+    async fn nonsense_ends_a_session_and_never_panics() {
+        let mut rng = dhow_types::Rng::new(7);
+        for _ in 0..300 {
+            let (client, session) = session(|_| Err("no".to_owned()));
+            let mut bytes = Vec::new();
+            for _ in 0..rng.below(6) {
+                let control = rng.chance(1, 2);
+                bytes.extend(if control { [0x80, 3, 0, rng.below(10) as u8] } else { [0, 0, 0, rng.below(4) as u8] });
+                let len = rng.below(40) as u8;
+                bytes.extend([rng.below(2) as u8, 0, 0, len]);
+                bytes.extend((0..len).map(|_| rng.below(256) as u8));
+            }
+            let Client { io, .. } = client;
+            let (mut reader, mut writer) = tokio::io::split(io);
+            let _closed = writer.write_all(&bytes).await;
+            let _closed = writer.shutdown().await;
+            let mut answer = Vec::new();
+            let _broken = reader.read_to_end(&mut answer).await;
+            let _ended = session.await.unwrap();
+        }
+    }
 }

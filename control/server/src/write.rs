@@ -2,6 +2,7 @@
 
 use crate::answer::{self, Answer};
 use crate::app::{Done, Shown};
+use crate::read;
 use crate::route::Call;
 use bytes::Bytes;
 use dhow_api::Tree;
@@ -9,12 +10,16 @@ use dhow_api::decode::{self, Decoded, Validation};
 use dhow_api::kinds::Subresource;
 use dhow_api::status::ApiError;
 use dhow_api::table;
+use dhow_gate::list::Page;
 use dhow_gate::media::{self, Accepted, Endpoint, PatchType, Shape};
 use dhow_gate::options::{self, ListOptions, WriteOptions};
 use dhow_gate::write::{self as plan, Name, Patch};
+use dhow_state::Object;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use serde_json::json;
+use std::sync::Arc;
 
 /// The size at which a body is refused: upstream's limit.
 const BODY_BYTES_MAX: usize = 3 << 20;
@@ -53,7 +58,7 @@ fn finish(call: &Call<'_>, accepted: Accepted, done: Done, mut warnings: Vec<Str
         (Shown::Object(object), Shape::Table) => {
             let tree = object.tree();
             let meta = json!({"resourceVersion": object.revision.to_string()});
-            let include = crate::read::include(call.query);
+            let include = read::include(call.query);
             answer::tree(done.code, &table::table(call.kind, &[&tree], &meta, include, crate::app::now(), true), style)
         }
         (Shown::Object(object), Shape::Metadata) => {
@@ -178,6 +183,9 @@ pub(crate) async fn delete(call: &Call<'_>, body: Incoming) -> Result<Answer, Ap
     Ok(finish(call, accepted, done, Vec::new()))
 }
 
+/// Deletions of a collection that are under way at a time: they share the store's group commits.
+const DELETIONS_MAX: usize = 32;
+
 /// DELETE of a collection: one object after the other; those that somebody else deletes meanwhile are gone as wished.
 pub(crate) async fn delete_collection(call: &Call<'_>, body: Incoming) -> Result<Answer, ApiError> {
     let accepted = call.accepted(Endpoint::Objects)?;
@@ -186,24 +194,25 @@ pub(crate) async fn delete_collection(call: &Call<'_>, body: Incoming) -> Result
     let namespace = Some(call.target.namespace.as_str()).filter(|namespace| !namespace.is_empty());
     let page = dhow_gate::list::list(&call.app.replica.state(), call.kind, namespace, &list_options)
         .map_err(|error| error.error)?;
-    let mut items = Vec::with_capacity(page.items.len());
-    for object in &page.items {
+    let options = &options;
+    let deletions = page.items.into_iter().map(|object| async move {
         let name = Name { namespace: &object.key.namespace, name: &object.key.name };
-        match call.app.write(call.kind, options.dry_run, |ctx| plan::delete(ctx, call.kind, name, &options)).await {
-            Ok(Done { shown: Shown::Object(object), .. }) => items.push(object.tree()),
-            Ok(_) => items.push(object.tree()),
-            Err(error) if error.code == 404 => {}
-            Err(error) => return Err(error),
+        match call.app.write(call.kind, options.dry_run, |ctx| plan::delete(ctx, call.kind, name, options)).await {
+            // What goes gracefully is shown as it is now, what is gone as it was.
+            Ok(Done { shown: Shown::Object(going), .. }) => Ok(Some(going)),
+            Ok(_) => Ok(Some(object)),
+            Err(error) if error.code == 404 => Ok(None),
+            Err(error) => Err(error),
         }
-    }
-    let revision = call.app.replica.state().revision();
-    let list = json!({
-        "kind": call.kind.list_kind(),
-        "apiVersion": call.kind.api_version(),
-        "metadata": {"resourceVersion": revision.to_string()},
-        "items": items,
     });
-    Ok(answer::tree(200, &list, call.style(accepted)))
+    let items: Vec<Option<Arc<Object>>> = stream::iter(deletions).buffered(DELETIONS_MAX).try_collect().await?;
+    let page = Page {
+        items: items.into_iter().flatten().collect(),
+        revision: call.app.replica.state().revision(),
+        resume: None,
+        remaining: None,
+    };
+    Ok(read::objects(call, page, call.style(accepted)))
 }
 
 /// POST of a pod's `/binding`.

@@ -340,7 +340,11 @@ async fn the_api_describes_itself() {
     let url = index["paths"]["apis/apps/v1"]["serverRelativeURL"].as_str().unwrap();
     let (code, document) = cluster.ask(Method::GET, url, JSON).await;
     assert_eq!((code, document["paths"].is_object()), (200, true));
-    assert_eq!(cluster.ask(Method::GET, "/openapi/v2", JSON).await.0, 404);
+    let (_, old) = cluster.ask(Method::GET, "/openapi/v2", JSON).await;
+    assert_eq!(old["swagger"], "2.0");
+    let accept = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+    let old = cluster.client.request(Method::GET, "/openapi/v2", accept, None).await.unwrap();
+    assert_eq!(old.headers["content-type"], "application/com.github.proto-openapi.spec.v2.v1.0+protobuf");
     let ready = cluster.client.request(Method::GET, "/readyz?verbose", "*/*", None).await.unwrap();
     assert!(String::from_utf8_lossy(&ready.body).ends_with("readyz check passed\n"));
     let (_, service) = cluster.ask(Method::GET, "/api/v1/namespaces/default/services/kubernetes", JSON).await;

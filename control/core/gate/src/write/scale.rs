@@ -81,8 +81,10 @@ pub fn update_scale(ctx: &Context<'_>, kind: &Kind, name: Name<'_>, scale: &Tree
 /// Plans a patch of a Scale.
 pub fn patch_scale(ctx: &Context<'_>, kind: &Kind, name: Name<'_>, patch: Patch<'_>) -> Result<Plan, ApiError> {
     let old = existing(ctx, kind, name)?;
-    let scale = apply(&patch, &scale_of(&old.tree()), SCALE_SCHEMA)?;
-    let warnings = decode::check(&scale, SCALE_SCHEMA, patch.validation)?;
+    let before = scale_of(&old.tree());
+    let mut scale = apply(&patch, &before, SCALE_SCHEMA)?;
+    decode::normalize(&mut scale, SCALE_SCHEMA);
+    let warnings = decode::check_patched(&scale, &before, patch.body, SCALE_SCHEMA, patch.validation)?;
     let mut plan = update_scale(ctx, kind, name, &scale)?;
     plan.warnings = warnings;
     Ok(plan)

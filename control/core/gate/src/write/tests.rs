@@ -553,3 +553,34 @@ fn bad_options_are_refused_as_upstream_does() {
         assert_eq!(options::write_options("CreateOptions", &Query::parse(query)).unwrap_err().message, want);
     }
 }
+
+/// Whatever a stranger sends, it is read or refused; nothing panics.
+#[test]
+fn nonsense_is_refused_and_never_panics() {
+    let alphabet: Vec<char> = "/&=?%;,+.!()[]{}\"\\ abz09\u{e9}\u{1F600}".chars().collect();
+    let words = ["api", "apis", "v1", "namespaces", "watch", "limit", "continue", "labelSelector", "in", "notin", "as"];
+    let mut rng = dhow_types::Rng::new(7);
+    let kind = kinds::by_group_resource("pods").unwrap();
+    for _ in 0..20_000 {
+        let mut text = String::new();
+        for _ in 0..rng.below(12) {
+            match rng.below(3) {
+                0 => text.push_str(words[rng.below(words.len() as u64) as usize]),
+                1 => text.push('/'),
+                _ => text.push(alphabet[rng.below(alphabet.len() as u64) as usize]),
+            }
+        }
+        let query = Query::parse(&text);
+        let _ = crate::RequestInfo::parse("GET", &text, &query);
+        let _ = crate::media::negotiate(Some(&text), crate::media::Endpoint::Objects);
+        let _ = options::Continue::decode(&text);
+        for key in ["labelSelector", "fieldSelector", "continue", "resourceVersion", "limit"] {
+            let _ = options::list_options(kind, &Query::parse(&format!("{key}={text}")));
+        }
+        let value = json!(text);
+        for tree in [value.clone(), json!({"metadata": value, "spec": value}), json!([value])] {
+            let _ = delete_options(&query, Some(&tree));
+            let _ = scale_of(&tree);
+        }
+    }
+}

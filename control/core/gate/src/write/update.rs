@@ -77,7 +77,7 @@ pub fn patch(ctx: &Context<'_>, kind: &Kind, name: Name<'_>, patch: Patch<'_>) -
         return Err(name_mismatch(meta::name(&new), name.name));
     }
     decode::normalize(&mut new, kind.schema);
-    let warnings = decode::check(&new, kind.schema, patch.validation)?;
+    let warnings = decode::check_patched(&new, &old_tree, patch.body, kind.schema, patch.validation)?;
     settle_type(&mut new, kind)?;
     settle_namespace(&mut new, kind, name.namespace)?;
     check_version(kind, &new, &old)?;
