@@ -17,11 +17,15 @@ use wasmtime::component::{Component, Linker};
 use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 
+use crate::adapt;
 use crate::program::{self, Linked, LoadError, Pre};
 
 /// The largest program that is read: a guard against filling memory, far above the biggest seen (a JavaScript engine
 /// with its program, 13 MiB).
 const WASM_BYTES_MAX: u64 = 256 << 20;
+
+/// Counts changes in what is made of a program before it is compiled: code of another generation is not used.
+const GENERATION: u32 = 1;
 
 /// The directory of compiled code and the two engines it is for.
 pub(crate) struct Cache {
@@ -55,7 +59,7 @@ impl Cache {
     pub(crate) fn compile(&self, wasm: &Path, digest: &str) -> Result<Linked, LoadError> {
         let bytes = read(wasm).map_err(|source| LoadError::Io { path: wasm.to_owned(), source })?;
         let shape = program::inspect(&bytes)?;
-        let bytes = if shape.adapt { program::adapt(&bytes)? } else { bytes };
+        let bytes = if shape.adapt { adapt::adapt(&bytes)? } else { bytes };
         let code = self
             .linker(shape.entry)
             .engine()
@@ -76,6 +80,7 @@ impl Cache {
 
     fn path(&self, digest: &str, entry: EntryPoint) -> PathBuf {
         let mut hasher = DefaultHasher::new();
+        GENERATION.hash(&mut hasher);
         self.linker(entry).engine().precompile_compatibility_hash().hash(&mut hasher);
         let digest: String = digest.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
         let entry = match entry {

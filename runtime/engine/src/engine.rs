@@ -22,12 +22,13 @@ use crate::output::lock;
 use crate::program::{Linked, LoadError, Program};
 use crate::ticker::Ticker;
 
-/// Instances that all HTTP containers have at a time; further requests wait. Each slot reserves some 8 GiB of address
-/// space (of 128 TiB) and, once used, keeps [`KEEP_RESIDENT_BYTES`] of memory.
+/// Instances that all HTTP containers have at a time; further requests wait.
 const HTTP_INSTANCES_MAX: u32 = 512;
-/// A component is several core instances (the program and its adapters), with a table each and most often one memory.
+/// A component is several core instances (the program and its adapters), with a table each.
 const CORE_INSTANCES_MAX: u32 = 4 * HTTP_INSTANCES_MAX;
-const MEMORIES_MAX: u32 = 2 * HTTP_INSTANCES_MAX;
+/// Most components have one memory, composed ones several. Each slot reserves 4 GiB of address space: 2.5 TiB of the
+/// 128 TiB that a process has, so that some forty agents fit into one.
+const MEMORIES_MAX: u32 = HTTP_INSTANCES_MAX + HTTP_INSTANCES_MAX / 4;
 /// Memory that a slot keeps for its next instance: zeroing it is far cheaper than giving it back and faulting it in
 /// again (1.6 to 2.5 times the requests a second). Idle slots cost at most 100 × this.
 const KEEP_RESIDENT_BYTES: usize = 256 * 1024;

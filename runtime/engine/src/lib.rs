@@ -6,7 +6,7 @@
 //! instance for each request.
 //!
 //! ```text
-//! program (inspect) → cache (compile, map) → engine (two engines, epochs, guests' threads)
+//! program (inspect) → adapt → cache (compile, map) → engine (two engines, epochs, guests' threads)
 //!                                               └→ container → command | serve → meter, output → logs
 //! ```
 //!
@@ -17,6 +17,7 @@
 //! * Native code is loaded only from files that this node wrote itself.
 //! * Does not know about Pods' life cycle, restarts, images, or Kubernetes.
 
+mod adapt;
 mod cache;
 mod command;
 mod container;

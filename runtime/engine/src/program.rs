@@ -6,12 +6,11 @@ use std::sync::{Arc, LazyLock};
 
 use dhow_host::{Guest, is_known_import};
 use dhow_runtime_contract::EntryPoint;
-use wasi_preview1_component_adapter_provider::{
-    WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME as PREVIEW1, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER as ADAPTER,
-};
 use wasmparser::{Encoding, Parser, Payload};
 use wasmtime_wasi::p2::bindings::CommandPre;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
+
+use crate::adapt::{ADAPTER, PREVIEW1};
 
 /// A program that is ready to be started: compiled, linked, and shared by all its containers.
 #[derive(Clone)]
@@ -124,14 +123,6 @@ pub(crate) fn inspect(wasm: &[u8]) -> Result<Shape, LoadError> {
             Ok(Shape { entry: EntryPoint::Command, adapt: true })
         }
     }
-}
-
-/// Makes a component of a preview 1 module.
-pub(crate) fn adapt(module: &[u8]) -> Result<Vec<u8>, LoadError> {
-    let encode = || {
-        wit_component::ComponentEncoder::default().module(module)?.adapter(PREVIEW1, ADAPTER)?.validate(true).encode()
-    };
-    encode().map_err(|e| LoadError::Compile { detail: format!("adapting the preview 1 module: {e:#}") })
 }
 
 fn refuse_unknown(names: impl Iterator<Item = String>) -> Result<(), LoadError> {

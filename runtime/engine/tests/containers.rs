@@ -129,6 +129,11 @@ const PREVIEW1_HELLO: &str = r#"(module
     (data (i32.const 0) "\08\00\00\00\15\00\00\00")
     (func (export "_start") (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 40)))))"#;
 
+const EXIT_7: &str = r#"(module
+    (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+    (memory (export "memory") 1)
+    (func (export "_start") (call $exit (i32.const 7))))"#;
+
 const EXIT_3: &str = r#"(component
     (import "wasi:cli/exit@0.2.12" (instance $exit (export "exit-with-code" (func (param "status-code" u8)))))
     (core func $exit-core (canon lower (func $exit "exit-with-code")))
@@ -147,6 +152,8 @@ async fn programs_end_as_a_kubernetes_user_knows_it() {
         ("hello", PREVIEW1_HELLO.to_owned(), 0, ExitReason::Completed, ""),
         ("nothing", start(""), 0, ExitReason::Completed, ""),
         ("exit3", EXIT_3.to_owned(), 3, ExitReason::Error, ""),
+        ("exit7", EXIT_7.to_owned(), 7, ExitReason::Error, ""),
+        ("exit0", EXIT_7.replace("const 7", "const 0"), 0, ExitReason::Completed, ""),
         ("unreachable", start("unreachable"), 134, ExitReason::Error, "`unreachable` instruction"),
         ("divide", start("(drop (i32.div_s (i32.const 1) (i32.const 0)))"), 139, ExitReason::Error, "divide by zero"),
         ("out", start("(drop (i32.load (i32.const -8)))"), 139, ExitReason::Error, "out of bounds memory access"),
