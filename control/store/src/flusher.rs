@@ -211,7 +211,8 @@ mod tests {
         free.store(1 << 30, Ordering::SeqCst);
         let flushed = flusher.stop().unwrap().unwrap();
         assert_eq!((flushed.applied.index, flushed.hash), (10, state.hash()));
-        let image = Objects::open(&path, 1).unwrap().read(&path).unwrap().unwrap();
+        let (_objects, image) = Objects::load(&path, 1, Duration::from_secs(60)).unwrap();
+        let image = image.unwrap();
         assert_eq!((image.checkpoint, image.objects.len()), (flushed, 3));
     }
 }

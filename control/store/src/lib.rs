@@ -20,7 +20,8 @@
 //! | thread | fails | ends |
 //! |---|---|---|
 //! | `dhow-replica` | refuses writes until the process restarts; reads and watches go on | with `close`, or with the last handle |
-//! | `dhow-objects` | the same | with `dhow-replica` |
+//! | `dhow-objects-load` | the start fails, or rebuilds the database | when the database is read |
+//! | `dhow-objects` | as `dhow-replica` | with `dhow-replica` |
 //! | `dhow-wal-spare` | the next segment is made when it is needed | when its file of zeros is written |
 
 mod driver;

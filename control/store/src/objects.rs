@@ -9,6 +9,8 @@
 //!   walk to the end of the tree).
 //! * A failed flush leaves a database whose every further flush, and whose drop, hangs. It is then forgotten, not
 //!   dropped, and the replica stops taking writes.
+//! * On damaged files it may return an error, panic, or wait for itself for ever. [`Objects::load`] turns all three into
+//!   an error.
 //! * A damaged metadata log is cut short silently. The position and the state's hash are therefore compared with those
 //!   in our log.
 
@@ -24,6 +26,9 @@ use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 /// The format that this version writes and the newest that it reads.
 const FORMAT: u64 = 1;
@@ -75,8 +80,47 @@ impl Objects {
         Ok(Self { db: ManuallyDrop::new(db), member, usable: true })
     }
 
-    /// Reads everything; `None` if nothing was ever flushed.
-    pub(crate) fn read(&self, path: &Path) -> Result<Option<Image>, OpenError> {
+    /// Opens the database and reads everything, on a thread of its own that is left behind if it makes no progress for
+    /// as long as `patience`.
+    pub(crate) fn load(path: &Path, member: u64, patience: Duration) -> Result<(Self, Option<Image>), OpenError> {
+        let progress = Arc::new(AtomicU64::new(0));
+        let (sender, answer) = mpsc::channel();
+        let (counter, own_path) = (progress.clone(), path.to_owned());
+        let work = move || {
+            let loaded = Self::open(&own_path, member).and_then(|objects| match objects.read(&own_path, &counter) {
+                Ok(image) => Ok((objects, image)),
+                Err(error) => {
+                    objects.forget();
+                    Err(error)
+                }
+            });
+            // Nobody is there any more if patience ran out just now.
+            if let Err(mpsc::SendError(Ok((objects, _)))) = sender.send(loaded) {
+                objects.forget();
+            }
+        };
+        std::thread::Builder::new()
+            .name("dhow-objects-load".into())
+            .spawn(work)
+            .map_err(failed("starting a thread for", path))?;
+        let mut seen = 0;
+        loop {
+            match answer.recv_timeout(patience) {
+                Ok(loaded) => return loaded,
+                Err(RecvTimeoutError::Disconnected) => return Err(damaged(path, "the object database panicked")),
+                Err(RecvTimeoutError::Timeout) => {
+                    let now = progress.load(Ordering::Relaxed);
+                    if now == seen {
+                        return Err(damaged(path, &format!("it did not answer within {} s", patience.as_secs())));
+                    }
+                    seen = now;
+                }
+            }
+        }
+    }
+
+    /// Reads everything; `None` if nothing was ever flushed. `progress` counts objects.
+    fn read(&self, path: &Path, progress: &AtomicU64) -> Result<Option<Image>, OpenError> {
         let meta = guard(|| self.db.get(META)).map_err(|error| from_sled("reading", path, error))?;
         let Some(meta) = meta else { return Ok(None) };
         let words: Vec<u64> = meta.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word)).collect();
@@ -94,15 +138,16 @@ impl Objects {
             let dir = path.parent().unwrap_or(path).to_owned();
             return Err(OpenError::OtherMember { dir, found: member, wanted: self.member });
         }
-        let objects = guard(|| self.read_objects()).map_err(|error| from_sled("reading", path, error))?;
+        let objects = guard(|| self.read_objects(progress)).map_err(|error| from_sled("reading", path, error))?;
         let checkpoint = Checkpoint { applied: Position { index, term }, revision, hash };
         Ok(Some(Image { checkpoint, objects }))
     }
 
-    fn read_objects(&self) -> io::Result<Vec<Object>> {
+    fn read_objects(&self, progress: &AtomicU64) -> io::Result<Vec<Object>> {
         let mut objects = Vec::new();
         for pair in self.db.range(vec![OBJECT]..) {
             let (key, value) = pair?;
+            progress.fetch_add(1, Ordering::Relaxed);
             if key.first() != Some(&OBJECT) {
                 break;
             }

@@ -68,14 +68,7 @@ pub(crate) fn recover(config: &Config) -> Result<Recovered, OpenError> {
 }
 
 fn load(config: &Config, database: &Path) -> Result<(Objects, State, Position), OpenError> {
-    let objects = Objects::open(database, config.member)?;
-    let image = match objects.read(database) {
-        Ok(image) => image,
-        Err(error) => {
-            objects.forget();
-            return Err(error);
-        }
-    };
+    let (objects, image) = Objects::load(database, config.member, config.load_patience)?;
     let Some(Image { checkpoint, objects: found }) = image else {
         return Ok((objects, State::new(config.history_max), Position::default()));
     };

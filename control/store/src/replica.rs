@@ -47,6 +47,8 @@ pub struct Config {
     /// How long changes gather before the object database is brought up to date, and so about how much log a start
     /// replays.
     pub flush_every: Duration,
+    /// How long a start waits for the object database while it makes no progress, before it takes it to be damaged.
+    pub load_patience: Duration,
     /// How much of the past can be watched.
     pub history_max: HistoryMax,
 }
@@ -59,6 +61,7 @@ impl Config {
             member: 1,
             segment_bytes: 64 << 20,
             flush_every: Duration::from_secs(2),
+            load_patience: Duration::from_secs(60),
             history_max: HistoryMax::default(),
         }
     }

@@ -16,7 +16,8 @@ use std::time::Duration;
 const SEGMENT: u64 = 64 << 10;
 
 fn config(dir: &Path) -> Config {
-    Config { segment_bytes: SEGMENT, flush_every: Duration::from_millis(20), ..Config::new(dir) }
+    let load_patience = Duration::from_secs(10);
+    Config { segment_bytes: SEGMENT, flush_every: Duration::from_millis(20), load_patience, ..Config::new(dir) }
 }
 
 /// Opens off the async thread, as the store asks for.
@@ -425,6 +426,45 @@ async fn an_old_epoch_of_the_object_database_is_brought_forward() {
     fs::remove_dir_all(dir.path().join("objects")).unwrap();
     copy(&old.path().join("objects"), &dir.path().join("objects"));
     assert!(matches!(open(config(dir.path())).await, Err(OpenError::Damaged { .. })));
+}
+
+#[tokio::test]
+async fn a_flipped_byte_in_the_object_database_is_never_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let replica = open(config(dir.path())).await.unwrap();
+    for n in 0..400 {
+        replica.write(put(&format!("n{}", n % 90), &"x".repeat(900), Expect::Any)).await.unwrap();
+    }
+    let hash = replica.state().hash();
+    replica.close().await;
+    let mut rng = Rng::new(6);
+    let found = files(&dir.path().join("objects"));
+    let (mut served, mut refused) = (0, 0);
+    for round in 0..20 {
+        let (path, len, _) = &found[rng.below(found.len() as u64) as usize];
+        if *len == 0 {
+            continue;
+        }
+        let target = dir.path().join(format!("copy-{round}"));
+        copy(&dir.path().join("objects"), &target.join("objects"));
+        copy(&dir.path().join("wal"), &target.join("wal"));
+        let path = target.join(Path::new(path).strip_prefix(dir.path()).unwrap());
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[rng.below(*len) as usize] ^= 0x04;
+        fs::write(&path, bytes).unwrap();
+        // The log has dropped its beginning, so there is nothing to rebuild from.
+        match open(config(&target)).await {
+            Ok(replica) => {
+                assert_eq!(replica.state().hash(), hash);
+                replica.close().await;
+                served += 1;
+            }
+            Err(OpenError::Damaged { .. }) => refused += 1,
+            Err(error) => panic!("{error}"),
+        }
+        fs::remove_dir_all(&target).unwrap();
+    }
+    assert!(served > 0 && refused > 0, "{served} starts, {refused} refusals");
 }
 
 #[tokio::test]
