@@ -3,7 +3,9 @@
 use crate::connection::Connection;
 use crate::error::QuicError;
 use crate::tls::Tls;
-use quinn::{EndpointConfig, IdleTimeout, TransportConfig, VarInt};
+use quinn::{ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, TransportConfig, VarInt};
+use ring::hmac;
+use ring::rand::{SecureRandom, SystemRandom};
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -51,13 +53,14 @@ impl Endpoint {
         server.transport_config(transport.clone());
         let mut client = quinn::ClientConfig::new(Arc::new(tls.client()?));
         client.transport_config(transport);
+        let config = endpoint_config(tls);
         let bind = || -> io::Result<(quinn::Endpoint, SocketAddr)> {
             let socket = UdpSocket::bind(addr)?;
             let options = socket2::SockRef::from(&socket);
             options.set_recv_buffer_size(SOCKET_BYTES)?;
             options.set_send_buffer_size(SOCKET_BYTES)?;
             let runtime = Arc::new(quinn::TokioRuntime);
-            let mut endpoint = quinn::Endpoint::new(EndpointConfig::default(), Some(server), socket, runtime)?;
+            let mut endpoint = quinn::Endpoint::new(config, Some(server), socket, runtime)?;
             endpoint.set_default_client_config(client);
             let addr = endpoint.local_addr()?;
             Ok((endpoint, addr))
@@ -109,6 +112,39 @@ impl Inner {
     fn close_all(&self) {
         self.endpoint.close(VarInt::from_u32(0), b"closed");
         self.acceptor.abort();
+    }
+}
+
+/// What lets an endpoint that has come back on its old port tell its peers that their links are dead: the same reset
+/// tokens follow from the same identity, though nothing was stored. Without it, peers would wait for [`IDLE`].
+fn endpoint_config(tls: &Tls) -> EndpointConfig {
+    let secret = hmac::Key::new(hmac::HMAC_SHA256, tls.key_pem.as_bytes());
+    let reset_key = hmac::sign(&secret, b"dhow quic stateless reset");
+    let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, reset_key.as_ref())));
+    config.cid_generator(|| Box::new(RandomIds(SystemRandom::new())));
+    config
+}
+
+/// Connection IDs that any endpoint takes for possible. quinn's own carry a mark of the endpoint's life, and packets
+/// for a former life would be dropped in silence.
+struct RandomIds(SystemRandom);
+
+/// Enough for no two of a node's links to meet.
+const ID_BYTES: usize = 8;
+
+impl ConnectionIdGenerator for RandomIds {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let mut id = [0; ID_BYTES];
+        self.0.fill(&mut id).expect("the system has randomness to give");
+        ConnectionId::new(&id)
+    }
+
+    fn cid_len(&self) -> usize {
+        ID_BYTES
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
     }
 }
 

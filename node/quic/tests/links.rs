@@ -55,7 +55,11 @@ impl Node {
     }
 
     fn at(ca: &Ca, name: &str, addr: SocketAddr) -> Node {
-        let endpoint = Endpoint::bind(addr, &ca.issue(&format!("system:node:{name}"), name)).unwrap();
+        Node::with(&ca.issue(&format!("system:node:{name}"), name), name, addr)
+    }
+
+    fn with(identity: &Tls, name: &str, addr: SocketAddr) -> Node {
+        let endpoint = Endpoint::bind(addr, identity).unwrap();
         let addr = endpoint.local_addr();
         let switch = Switch::new(Config::new(NodeName::new(name), "192.0.2.1".parse().unwrap()));
         let (sender, kubelet) = mpsc::channel(4);
@@ -208,6 +212,41 @@ async fn a_node_that_comes_back_is_dialled_anew() {
     client.connect(at("10.64.64.2:80")).await.unwrap();
     n1.stop().await;
     n2.stop().await;
+}
+
+/// A node that was killed has said goodbye to nobody. Back on its port, it is talked to at once.
+#[test]
+fn a_killed_node_is_found_again_on_its_port() {
+    let ca = Ca::new();
+    let identity = ca.issue("system:node:n2", "n2");
+    // Each life of the node has a runtime of its own; with that, it dies without a word.
+    let live = |addr: SocketAddr| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let guard = runtime.enter();
+        let node = Node::with(&identity, "n2", addr);
+        let listener = node.pod("10.64.64.2").listen(at("0.0.0.0:80"), 64).unwrap();
+        drop(guard);
+        (runtime, node, listener)
+    };
+    let (first_life, n2, listener) = live(at("127.0.0.1:0"));
+    let addr = n2.addr;
+    let own = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (n1, mut call) = own.block_on(async {
+        let n1 = Node::start(&ca, "n1");
+        n1.learn(&[("n1", "10.64.0.0/18", n1.addr), ("n2", "10.64.64.0/18", addr)]);
+        let call = n1.pod("10.64.0.2").connect(at("10.64.64.2:80")).await.unwrap();
+        (n1, call)
+    });
+    // First all that could still send something ends, then the socket.
+    drop(first_life);
+    drop((n2, listener));
+    let (_second_life, _n2, _listener) = live(addr);
+    own.block_on(async {
+        let client = n1.switch.pod(&Uid::new("10.64.0.2")).unwrap();
+        client.connect(at("10.64.64.2:80")).await.unwrap();
+        assert!(call.read_u8().await.is_err(), "what went through the old link is lost");
+        n1.stop().await;
+    });
 }
 
 #[tokio::test]
