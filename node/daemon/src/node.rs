@@ -21,7 +21,7 @@ use crate::images::Images;
 use crate::layout::Layout;
 use crate::objects::ObjectReader;
 use crate::register::{Capacity, Registration};
-use crate::runner::{Runner, Shared, refresh_volumes};
+use crate::runner::{PODS_QUEUE_MAX, Runner, Shared, refresh_volumes, watch_pods};
 use crate::sandbox::Sandboxes;
 use crate::{Config, kubelet, network};
 
@@ -184,7 +184,9 @@ async fn run(shared: Arc<Shared>, registration: Registration, pods: Tasks, backg
         }
     }
     pods.spawn("volumes", refresh_volumes(shared.clone(), stop.clone()));
-    pods.spawn("runner", Runner::new(shared, ipam).run(stop));
+    let (events, pod_events) = mpsc::channel(PODS_QUEUE_MAX);
+    pods.spawn("pod watch", watch_pods(shared.client.clone(), shared.node.clone(), events, stop.clone()));
+    pods.spawn("runner", Runner::new(shared, ipam).run(pod_events, stop));
     let heartbeat = registration.keep(background.stop_token());
     background.spawn("heartbeat", heartbeat);
 }

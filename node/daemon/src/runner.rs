@@ -29,7 +29,7 @@ use k8s_openapi::api::core::v1::{Pod, Probe};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use crate::clock::now;
+use crate::clock::Forward;
 use crate::events::Recorder;
 use crate::images::SharedImages;
 use crate::layout::{self, Layout};
@@ -39,6 +39,8 @@ use crate::{api, probes, volumes as disk};
 
 /// Answers that wait for the loop. A task that finds it full waits.
 const ANSWERS_MAX: usize = 1024;
+/// Changes of pods that wait for the loop; then the API server's flow control holds them back.
+pub(crate) const PODS_QUEUE_MAX: usize = 256;
 /// Pods that are set up at the same time: disk work, so a few dozen.
 const SET_UPS_MAX: usize = 32;
 /// Containers that are being started at the same time.
@@ -106,7 +108,19 @@ pub(crate) struct Runner {
     answers: mpsc::Sender<In>,
     inbox: mpsc::Receiver<In>,
     work: JoinSet<Option<In>>,
+    clock: Forward,
     listed: bool,
+}
+
+/// Watches this node's pods. A task of its own: a list that takes its time must not be begun again whenever the loop
+/// is woken by something else.
+pub(crate) async fn watch_pods(client: Client, node: NodeName, events: mpsc::Sender<Event>, stop: Stop) {
+    let mut pods = client.watch(&format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{node}"));
+    while let Some(event) = stop.or(pods.next()).await {
+        if events.send(event).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// What the loop is woken by.
@@ -128,23 +142,31 @@ impl Runner {
             writes: Semaphore::new(WRITES_MAX),
             probes: Semaphore::new(PROBES_MAX),
         };
-        Self { shared, limits: Arc::new(limits), agent, ipam, answers, inbox, work: JoinSet::new(), listed: false }
+        Self {
+            shared,
+            limits: Arc::new(limits),
+            agent,
+            ipam,
+            answers,
+            inbox,
+            work: JoinSet::new(),
+            clock: Forward::default(),
+            listed: false,
+        }
     }
 
     /// Runs until told to stop. Its tasks end with it; what they did stays as it is.
-    pub(crate) async fn run(mut self, stop: Stop) {
-        let path = format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{}", self.shared.node);
-        let mut pods = self.shared.client.watch(&path);
+    pub(crate) async fn run(mut self, mut pods: mpsc::Receiver<Event>, stop: Stop) {
         let mut out = Vec::new();
         loop {
-            let wake = self.agent.next_wake().map(|at| Duration::from_millis(at.ms_since(now())));
+            let now = self.clock.now();
+            let wake = self.agent.next_wake().map(|at| Duration::from_millis(at.ms_since(now)));
             let woken = tokio::select! {
-                biased;
                 () = stop.stopped() => Woken::Stop,
+                Some(event) = pods.recv() => Woken::Pods(event),
                 Some(input) = self.inbox.recv() => Woken::Answer(input),
                 Some(done) = self.work.join_next() => Woken::Work(done),
                 () = tokio::time::sleep(wake.unwrap_or(Duration::MAX)), if wake.is_some() => Woken::Time,
-                event = pods.next() => Woken::Pods(event),
             };
             match woken {
                 Woken::Stop => break,
@@ -152,7 +174,10 @@ impl Runner {
                 Woken::Answer(input) | Woken::Work(Ok(Some(input))) => self.feed(input, &mut out),
                 Woken::Work(Ok(None)) => {}
                 Woken::Work(Err(err)) => tracing::error!(%err, "a task of the agent panicked"),
-                Woken::Time => self.agent.wake(now(), &mut out),
+                Woken::Time => {
+                    let now = self.clock.now();
+                    self.agent.wake(now, &mut out);
+                }
             }
             self.fulfil(&mut out);
         }
@@ -229,7 +254,8 @@ impl Runner {
             In::SandboxFailed { uid, .. } => self.ipam.free(uid),
             _ => {}
         }
-        self.agent.handle(now(), input, out);
+        let now = self.clock.now();
+        self.agent.handle(now, input, out);
     }
 
     fn fulfil(&mut self, out: &mut Vec<Out>) {
