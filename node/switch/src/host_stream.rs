@@ -27,7 +27,8 @@ const READ_BYTES_MAX: usize = 16 * 1024;
 /// One end of a kernel connection.
 pub(crate) struct HostStream {
     read: OwnedReadHalf,
-    scratch: Mutex<BytesMut>,
+    /// Read to find out whether there is something to read.
+    ahead: Mutex<Bytes>,
     read_ended: AtomicBool,
     socket: Arc<Socket>,
 }
@@ -58,7 +59,7 @@ impl HostStream {
     pub(crate) fn new(stream: TcpStream, runtime: Handle) -> HostStream {
         let (read, write) = stream.into_split();
         let socket = Arc::new(Socket { write, runtime, rest: Mutex::default(), reset: AtomicBool::new(false) });
-        HostStream { read, scratch: Mutex::default(), read_ended: AtomicBool::new(false), socket }
+        HostStream { read, ahead: Mutex::default(), read_ended: AtomicBool::new(false), socket }
     }
 
     pub(crate) fn breaker(&self) -> Breaker {
@@ -66,43 +67,77 @@ impl HostStream {
     }
 
     pub(crate) fn try_read(&self, max: usize) -> Result<Option<Bytes>, ReadError> {
-        if self.socket.reset.load(Ordering::Acquire) {
-            return Err(ReadError::Reset);
+        self.check_open()?;
+        let mut ahead = lock(&self.ahead);
+        if ahead.is_empty() {
+            return self.read_kernel(max.clamp(1, READ_BYTES_MAX));
         }
-        if self.read_ended.load(Ordering::Acquire) {
-            return Err(ReadError::Eof);
-        }
-        let mut scratch = lock(&self.scratch);
-        scratch.reserve(max.clamp(1, READ_BYTES_MAX));
-        let mut limited = bytes::BufMut::limit(&mut *scratch, max.clamp(1, READ_BYTES_MAX));
-        match self.read.as_ref().try_read_buf(&mut limited) {
-            Ok(0) => Err(ReadError::Eof),
-            Ok(_) => Ok(Some(scratch.split().freeze())),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                // An idle connection keeps no buffer.
-                *scratch = BytesMut::new();
-                Ok(None)
-            }
-            Err(_) => Err(ReadError::Reset),
-        }
+        let len = ahead.len().min(max.max(1));
+        Ok(Some(ahead.split_to(len)))
     }
 
+    /// Readiness as the runtime knows it can be out of date; a guest would call that a lie. So this reads ahead, and is
+    /// ready when there is something.
     pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.socket.reset.load(Ordering::Acquire) || self.read_ended.load(Ordering::Acquire) {
-            return Poll::Ready(());
+        let mut ahead = lock(&self.ahead);
+        loop {
+            if !ahead.is_empty() || self.check_open().is_err() {
+                return Poll::Ready(());
+            }
+            // An error of the runtime's shows again at the read.
+            match self.read.as_ref().poll_read_ready(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(()),
+                Poll::Pending => return Poll::Pending,
+            }
+            match self.read_kernel(READ_BYTES_MAX) {
+                Ok(Some(bytes)) => *ahead = bytes,
+                Ok(None) => {}
+                Err(_) => return Poll::Ready(()),
+            }
         }
-        // An error here shows again at the read.
-        self.read.as_ref().poll_read_ready(cx).map(|_| ())
     }
 
     pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.socket.reset.load(Ordering::Acquire) {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        match self.check_open() {
+            Err(ReadError::Reset) => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            Err(ReadError::Eof) => return Poll::Ready(Ok(())),
+            Ok(()) => {}
         }
-        if self.read_ended.load(Ordering::Acquire) {
-            return Poll::Ready(Ok(()));
+        {
+            let mut ahead = lock(&self.ahead);
+            if !ahead.is_empty() {
+                let len = ahead.len().min(buf.remaining());
+                buf.put_slice(&ahead.split_to(len));
+                return Poll::Ready(Ok(()));
+            }
         }
         std::pin::Pin::new(&mut self.read).poll_read(cx, buf)
+    }
+
+    /// Whether reading still makes sense.
+    fn check_open(&self) -> Result<(), ReadError> {
+        if self.socket.reset.load(Ordering::Acquire) {
+            return Err(ReadError::Reset);
+        }
+        if self.read_ended.load(Ordering::Acquire) { Err(ReadError::Eof) } else { Ok(()) }
+    }
+
+    /// Asks the kernel. An end is remembered, since the kernel tells of a reset only once.
+    fn read_kernel(&self, max: usize) -> Result<Option<Bytes>, ReadError> {
+        let mut buffer = BytesMut::with_capacity(max);
+        match self.read.as_ref().try_read_buf(&mut bytes::BufMut::limit(&mut buffer, max)) {
+            Ok(0) => {
+                self.read_ended.store(true, Ordering::Release);
+                Err(ReadError::Eof)
+            }
+            Ok(_) => Ok(Some(buffer.freeze())),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(_) => {
+                self.socket.reset.store(true, Ordering::Release);
+                Err(ReadError::Reset)
+            }
+        }
     }
 
     pub(crate) fn writable_bytes(&self) -> usize {

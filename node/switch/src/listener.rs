@@ -16,6 +16,10 @@ use tokio::sync::OwnedSemaphorePermit;
 /// The longest queue a guest can ask for; Linux' `somaxconn`. A connect to a full queue is refused.
 pub(crate) const BACKLOG_MAX: usize = 4096;
 
+/// Tasks that wait on one listener. A task that has given up leaves its waker behind; when there are too many, the
+/// oldest is woken, which does no harm, and forgotten.
+const WAKERS_MAX: usize = 16;
+
 /// A connection before it is accepted.
 pub(crate) enum Incoming {
     /// The callee's end, ready for use.
@@ -92,12 +96,20 @@ impl Queue {
     }
 
     fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut state = lock(&self.state);
-        if !state.waiting.is_empty() || !state.open {
-            return Poll::Ready(());
-        }
-        if !state.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
+        let oldest = {
+            let mut state = lock(&self.state);
+            if !state.waiting.is_empty() || !state.open {
+                return Poll::Ready(());
+            }
+            if state.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
+                return Poll::Pending;
+            }
+            let oldest = (state.wakers.len() >= WAKERS_MAX).then(|| state.wakers.remove(0));
             state.wakers.push(cx.waker().clone());
+            oldest
+        };
+        if let Some(waker) = oldest {
+            waker.wake();
         }
         Poll::Pending
     }

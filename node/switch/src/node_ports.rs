@@ -7,7 +7,7 @@ use crate::dial::{Dial, Reached, Target};
 use crate::error::NetError;
 use crate::listener::HostIncoming;
 use crate::switch::Switch;
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -25,6 +25,9 @@ const BACKLOG: u32 = 1024;
 /// When a port that could not be opened is tried again, and how long a failing accept (no descriptors left) rests.
 const RETRY: Duration = Duration::from_secs(5);
 const ACCEPT_REST: Duration = Duration::from_millis(50);
+/// A client that has said nothing for so long is asked whether it is still there: one that has vanished must not hold
+/// its share of [`CONNECTIONS_MAX`] for ever.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
 /// Events that wait for their reader. An event that finds no room is dropped: it is news, not state.
 const EVENTS_MAX: usize = 256;
 /// The size of each buffer between an outside client and a pod on another node.
@@ -182,17 +185,21 @@ fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
 /// Accepts for one port until it is aborted; its relays end with it.
 async fn accept(switch: Switch, listener: TcpListener, port: u16, limit: Arc<Semaphore>) {
     let mut relays = JoinSet::new();
+    let mut failing = false;
     loop {
         while relays.try_join_next().is_some() {}
         let Ok(permit) = limit.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((socket, client)) => {
+                failing = false;
                 if let Some(relay) = route(&switch, port, Outside { socket, client, permit }) {
                     relays.spawn(relay.run());
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, port, "node port cannot accept");
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(%error, port, "node port cannot accept");
+                }
                 tokio::time::sleep(ACCEPT_REST).await;
             }
         }
@@ -214,8 +221,9 @@ fn route(switch: &Switch, port: u16, outside: Outside) -> Option<Relay> {
         refuse(&socket);
         return None;
     };
-    if let Err(error) = socket.set_nodelay(true) {
-        tracing::debug!(%error, "socket keeps its delay");
+    let keep_alive = SockRef::from(&socket).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEP_ALIVE));
+    if let Err(error) = socket.set_nodelay(true).and(keep_alive) {
+        tracing::debug!(%error, "socket keeps its defaults");
     }
     let mut dial = Dial::from_outside(switch, client.ip(), local, backends);
     let mut carrier = Carrier::Async(socket, permit);
