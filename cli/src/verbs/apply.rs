@@ -36,7 +36,11 @@ pub(crate) async fn apply(session: &Session, paths: &[PathBuf]) -> anyhow::Resul
             Ok(line) => output::line(line),
             Err(err) => {
                 failed += 1;
-                output::error(&err.context(format!("applying {} `{}`", tree["kind"].as_str().unwrap_or("a manifest"), name_of(tree))));
+                output::error(&err.context(format!(
+                    "applying {} `{}`",
+                    tree["kind"].as_str().unwrap_or("a manifest"),
+                    name_of(tree)
+                )));
             }
         }
     }
@@ -138,6 +142,13 @@ mod tests {
             three_way(&original, &wanted, &current),
             json!({"a": 2, "nested": {"new": 1, "old": null}, "gone": null})
         );
-        assert_eq!(three_way(&wanted, &wanted, &json!({"a": 2, "nested": {"kept": 1, "new": 1}, "list": [{"x": 1}], "more": 1})), json!({}));
+        assert_eq!(
+            three_way(
+                &wanted,
+                &wanted,
+                &json!({"a": 2, "nested": {"kept": 1, "new": 1}, "list": [{"x": 1}], "more": 1})
+            ),
+            json!({})
+        );
     }
 }

@@ -182,7 +182,8 @@ mod tests {
 
     #[test]
     fn progress_is_told_in_kubectls_words() {
-        let deployment = |status: Tree| json!({"metadata": {"generation": 2}, "spec": {"replicas": 3}, "status": status});
+        let deployment =
+            |status: Tree| json!({"metadata": {"generation": 2}, "spec": {"replicas": 3}, "status": status});
         for (status, done, text) in [
             (json!({"observedGeneration": 1}), false, "Waiting for deployment spec update to be observed..."),
             (

@@ -68,7 +68,9 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
         let created: Result<Tree, ClientError> = session.client.create(&path, &tree).await;
         match created {
             Ok(_) => output::line(format!("{kind}/{} created", args.name)),
-            Err(err) if err.is(409) => bail!("{err}\nhint: `dhow delete deployment/{0} service/{0}` first, or choose another name", args.name),
+            Err(err) if err.is(409) => {
+                bail!("{err}\nhint: `dhow delete deployment/{0} service/{0}` first, or choose another name", args.name)
+            }
             Err(err) => return Err(err.into()),
         }
     }

@@ -6,6 +6,14 @@ use anyhow::Context as _;
 use dhow_server::Server;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// How long a predecessor that was killed a moment ago may keep its address and data directory: the kernel takes
+/// that long to tear down a large process.
+const PREDECESSOR: Duration = Duration::from_secs(5);
+
+/// How long between two attempts to take them over.
+const RETRY: Duration = Duration::from_millis(50);
 
 /// Where the control node keeps its data and listens.
 #[derive(clap::Args)]
@@ -32,7 +40,14 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
 
 /// Starts the control node of a data directory.
 pub(crate) async fn start(data_dir: PathBuf, bind: SocketAddr) -> anyhow::Result<Server> {
-    Server::start(dhow_server::Config::new(data_dir.join("server"), bind))
-        .await
-        .with_context(|| format!("starting the control node in `{}`", data_dir.display()))
+    let deadline = Instant::now() + PREDECESSOR;
+    loop {
+        let started = Server::start(dhow_server::Config::new(data_dir.join("server"), bind)).await;
+        match started {
+            Err(err) if err.is_in_use() && Instant::now() < deadline => tokio::time::sleep(RETRY).await,
+            started => {
+                return started.with_context(|| format!("starting the control node in `{}`", data_dir.display()));
+            }
+        }
+    }
 }

@@ -122,6 +122,18 @@ pub enum ServerError {
     Refused(String),
 }
 
+impl ServerError {
+    /// Whether another process holds the address or the data directory: one that was killed a moment ago may still
+    /// be on its way out.
+    pub fn is_in_use(&self) -> bool {
+        match self {
+            ServerError::Bind { source, .. } => source.kind() == std::io::ErrorKind::AddrInUse,
+            ServerError::Store(error) => matches!(error, OpenError::InUse { .. }),
+            _ => false,
+        }
+    }
+}
+
 impl From<ApiError> for ServerError {
     fn from(error: ApiError) -> ServerError {
         ServerError::Refused(error.message)
