@@ -8,8 +8,6 @@ mod account;
 mod filter;
 mod needs;
 mod score;
-#[cfg(test)]
-mod tests;
 
 pub(crate) use needs::{Toleration, tolerations};
 

@@ -146,6 +146,15 @@ impl<'a> Rollout<'a> {
         self.sets.iter().map(|set| self.wanted(set)).sum()
     }
 
+    /// The pods that all sets have or are to have: those that a set is about to delete still count.
+    fn alive(&self) -> i64 {
+        let pods = |set: &ReplicaSet| {
+            let count = self.ctx.cache.pods_of(set.uid()).filter(|pod| pod.active()).count();
+            i64::try_from(count).unwrap_or(i64::MAX)
+        };
+        self.sets.iter().map(|set| self.wanted(set).max(pods(set))).sum()
+    }
+
     /// The pods of a set that can serve now, as the cache has them; never more than the set is to keep, since those
     /// beyond that are about to go.
     fn available(&self, set: &ReplicaSet) -> i64 {

@@ -141,7 +141,7 @@ impl Rollout<'_> {
         if deployment.recreate {
             return deployment.replicas;
         }
-        let room = deployment.replicas + deployment.max_surge - self.total();
+        let room = deployment.replicas + deployment.max_surge - self.alive();
         present + room.max(0).min((deployment.replicas - present).max(0))
     }
 
