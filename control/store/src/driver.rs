@@ -123,8 +123,7 @@ impl Driver {
                 break closer;
             }
         };
-        self.close();
-        if let Some(closer) = closer {
+        for closer in self.close().into_iter().chain(closer) {
             // The one who asked may have given up waiting.
             let _ = closer.send(());
         }
@@ -364,15 +363,16 @@ impl Driver {
         }
     }
 
-    /// Refuses what still waits, flushes, and lets go of the directory.
-    fn close(mut self) {
+    /// Refuses what still waits, flushes, and lets go of the directory. Gives those who want to know when it is done.
+    fn close(mut self) -> Vec<oneshot::Sender<()>> {
+        let mut closers = Vec::new();
         self.requests.close();
         let error = WriteError::Unavailable("the store is closed".to_owned());
         while let Ok(request) = self.requests.try_recv() {
             match request {
                 Request::Write(write) => drop(write.reply.send(Err(error.clone()))),
                 Request::Barrier(barrier) => drop(barrier.send(Err(error.clone()))),
-                Request::Close(closer) => drop(closer.send(())),
+                Request::Close(closer) => closers.push(closer),
             }
         }
         let ended = self.flusher.stop();
@@ -389,6 +389,7 @@ impl Driver {
         let Self { wal, lock, .. } = self;
         drop(wal);
         drop(lock);
+        closers
     }
 }
 
