@@ -15,6 +15,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 use tokio::fs::{self, File, OpenOptions};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -23,7 +24,10 @@ const BLOB_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
 /// The most uploads that may be unfinished at a time: bounds what a client that never finishes can leave behind.
 /// The next one is refused with 429.
-const UPLOADS_MAX: usize = 256;
+pub(crate) const UPLOADS_MAX: usize = 256;
+
+/// An upload that nothing was added to for this long is dropped when the next one begins: its client is gone.
+pub(crate) const UPLOAD_IDLE_MAX: Duration = Duration::from_secs(3600);
 
 /// A SHA-256 digest in its text form, `sha256:<64 hex digits>`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -190,8 +194,13 @@ impl Disk {
     pub(crate) async fn begin(&self) -> Result<String, Refusal> {
         let mut open = 0;
         let mut entries = fs::read_dir(self.root.join("uploads")).await?;
-        while entries.next_entry().await?.is_some() {
-            open += 1;
+        while let Some(entry) = entries.next_entry().await? {
+            if is_idle(&entry).await {
+                // Another request may have finished or dropped it in between; both are as good.
+                found(fs::remove_file(entry.path()).await)?;
+            } else {
+                open += 1;
+            }
         }
         if open >= UPLOADS_MAX {
             let message = format!("{UPLOADS_MAX} uploads are unfinished: finish or cancel one");
@@ -255,8 +264,11 @@ impl Disk {
         let dir = to.parent().unwrap_or(&self.root);
         fs::create_dir_all(dir).await?;
         fs::rename(from, to).await?;
-        // The rename itself must survive a power cut, or a tag could name a manifest that is gone.
-        File::open(dir).await?.sync_all().await?;
+        // The rename itself, and the directories made for it, must survive a power cut, or a tag could name a manifest
+        // that is gone.
+        for dir in dir.ancestors().take_while(|dir| dir.starts_with(&self.root)) {
+            File::open(dir).await?.sync_all().await?;
+        }
         Ok(())
     }
 
@@ -278,6 +290,11 @@ impl Disk {
         }
         Ok(self.root.join("uploads").join(id))
     }
+}
+
+async fn is_idle(upload: &fs::DirEntry) -> bool {
+    let modified = upload.metadata().await.and_then(|metadata| metadata.modified());
+    modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > UPLOAD_IDLE_MAX))
 }
 
 /// An unfinished upload, open for more.

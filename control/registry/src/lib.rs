@@ -55,7 +55,8 @@ impl Registry {
         B: Body<Data = Bytes> + Unpin,
         B::Error: std::fmt::Display,
     {
-        match self.answer(request).await {
+        let head_only = request.method() == Method::HEAD;
+        let response = match self.answer(request).await {
             Ok(response) => response,
             Err(refusal) => {
                 if refusal.status.is_server_error() {
@@ -63,7 +64,9 @@ impl Registry {
                 }
                 respond(refusal.status, &[(header::CONTENT_TYPE, "application/json")], refusal.to_json())
             }
-        }
+        };
+        // HTTP/2 takes bytes after a HEAD for a broken stream (RFC 9113 §8.1.1).
+        if head_only { response.map(|_body| empty()) } else { response }
     }
 
     async fn answer<B>(&self, request: Request<B>) -> Result<Response<RegistryBody>, Refusal>
@@ -91,7 +94,7 @@ impl Registry {
                 self.disk.remove_manifest(&name, &reference).await?;
                 Ok(respond(StatusCode::ACCEPTED, &[], Vec::new()))
             }
-            (Route::Blob { digest, .. }, _) if read => self.blob(&digest, head.method == Method::GET).await,
+            (Route::Blob { digest }, _) if read => self.blob(&digest).await,
             (Route::Uploads { name }, &Method::POST) => match route::query_value(query, "digest") {
                 Some(digest) => {
                     let upload = self.disk.begin().await?;
@@ -172,20 +175,16 @@ impl Registry {
         Ok(respond(StatusCode::CREATED, &fields, Vec::new()))
     }
 
-    async fn blob(&self, digest: &Digest, with_body: bool) -> Result<Response<RegistryBody>, Refusal> {
+    async fn blob(&self, digest: &Digest) -> Result<Response<RegistryBody>, Refusal> {
         let (file, length) = self.disk.blob(digest).await?.ok_or_else(|| {
             Refusal::new(StatusCode::NOT_FOUND, Code::BlobUnknown, format!("the blob `{digest}` is not here"))
         })?;
-        let body = if with_body {
-            let pieces = futures_util::stream::try_unfold(file, |mut file| async move {
-                let mut piece = BytesMut::with_capacity(PIECE_BYTES);
-                let read = file.read_buf(&mut piece).await?;
-                Ok((read > 0).then(|| (Frame::data(piece.freeze()), file)))
-            });
-            StreamBody::new(pieces).boxed_unsync()
-        } else {
-            empty()
-        };
+        let pieces = futures_util::stream::try_unfold(file, |mut file| async move {
+            let mut piece = BytesMut::with_capacity(PIECE_BYTES);
+            let read = file.read_buf(&mut piece).await?;
+            Ok((read > 0).then(|| (Frame::data(piece.freeze()), file)))
+        });
+        let body = StreamBody::new(pieces).boxed_unsync();
         Response::builder()
             .header(header::CONTENT_TYPE, "application/octet-stream")
             .header(header::CONTENT_LENGTH, length)

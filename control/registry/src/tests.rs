@@ -57,6 +57,8 @@ async fn what_is_pushed_is_pulled_also_after_a_restart() {
     }
     let got = ask(&registry, "GET", &format!("/v2/a/b/blobs/{layer}"), b"").await;
     assert_eq!((got.status, got.header("content-length"), got.body.as_slice()), (200, "4", b"\0asm".as_slice()));
+    let absent = ask(&registry, "HEAD", "/v2/a/b/manifests/2.0", b"").await;
+    assert_eq!((absent.status, absent.body.len()), (404, 0));
     let head = ask(&registry, "HEAD", &format!("/v2/a/b/blobs/{layer}"), b"").await;
     assert_eq!((head.status, head.header("content-length"), head.body.len()), (200, "4", 0));
     assert_eq!(ask(&registry, "GET", "/v2/a/b/tags/list", b"").await.body, br#"{"name":"a/b","tags":["1.0"]}"#);
@@ -107,4 +109,21 @@ async fn what_is_wrong_is_refused_by_its_code() {
         assert_eq!((answer.status, answer.code().as_str()), (status, code), "{method} {path}");
     }
     assert_eq!(std::fs::read_dir(dir.path().join("uploads")).unwrap().count(), 0, "refused uploads leave nothing");
+}
+
+#[tokio::test]
+async fn uploads_are_bounded_and_forgotten_ones_make_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = Registry::open(dir.path()).unwrap();
+    let begin = || ask(&registry, "POST", "/v2/a/blobs/uploads/", b"");
+    for _ in 0..disk::UPLOADS_MAX {
+        assert_eq!(begin().await.status, 202);
+    }
+    let refused = begin().await;
+    assert_eq!((refused.status, refused.code().as_str()), (429, "TOOMANYREQUESTS"));
+    let forgotten = std::fs::read_dir(dir.path().join("uploads")).unwrap().next().unwrap().unwrap().path();
+    let long_ago = std::time::SystemTime::now() - 2 * disk::UPLOAD_IDLE_MAX;
+    std::fs::File::options().write(true).open(&forgotten).unwrap().set_modified(long_ago).unwrap();
+    assert_eq!(begin().await.status, 202);
+    assert!(!forgotten.exists());
 }
