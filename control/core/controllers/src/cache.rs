@@ -90,7 +90,9 @@ impl Cache {
             self.revision = change.revision;
             self.at_revision.clear();
         }
-        self.at_revision.insert(change.key.clone());
+        if change.revision == self.revision {
+            self.at_revision.insert(change.key.clone());
+        }
         let old = self.objects.remove(&change.key).map(|(object, view)| Side { object, view });
         if let Some(old) = &old {
             self.unlink(old, change.revision);

@@ -19,8 +19,8 @@ impl fmt::Display for WriteId {
 /// What happened in the world.
 #[derive(Clone, Debug)]
 pub enum In {
-    /// An object changed. Changes come in the order of their revisions, each once; before [`In::Synced`] each object
-    /// that exists comes as a change without `old`.
+    /// An object changed. Changes come in the order of their revisions, each once. Before [`In::Synced`] each object
+    /// that exists comes as a change without `old`, in any order.
     Changed(Arc<Change>),
     /// The initial state has been given completely; from here on the controllers act.
     Synced,

@@ -274,7 +274,7 @@ impl World {
                 let kind = kinds::by_kind("v1", "Event").unwrap();
                 (kind.default)(&mut tree);
                 kind.check_create(&tree).unwrap_or_else(|error| panic!("an event: {}", error.message));
-                if !self.state.get(&Key::new("namespaces", "", meta::namespace(&tree))).is_some() {
+                if self.state.get(&Key::new("namespaces", "", meta::namespace(&tree))).is_none() {
                     return Err(WriteFault::NotFound);
                 }
                 self.put(&tree, Expect::Any)
