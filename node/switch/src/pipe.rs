@@ -46,6 +46,9 @@ enum End {
     Open,
     /// Nothing more will be written; what is queued can still be read.
     Finished,
+    /// The writer has gone without reading what it was sent: what is queued can still be read, then the direction is
+    /// broken. A server that answers before it has read the whole request is heard, as on Linux.
+    Aborted,
     /// Broken; what was queued is lost.
     Reset,
 }
@@ -121,6 +124,7 @@ impl Half {
                 (_, End::Reset) => return Err(ReadError::Reset),
                 _ if state.reader != Reader::Reads => return Err(ReadError::Eof),
                 (0, End::Finished) => return Err(ReadError::Eof),
+                (0, End::Aborted) => return Err(ReadError::Reset),
                 (0, End::Open) => return Ok(None),
                 _ => {}
             }
@@ -141,8 +145,10 @@ impl Half {
                 return Poll::Ready(Ok(()));
             }
             if state.len == 0 {
-                if state.end == End::Finished {
-                    return Poll::Ready(Ok(()));
+                match state.end {
+                    End::Finished => return Poll::Ready(Ok(())),
+                    End::Aborted | End::Reset => return Poll::Ready(Err(Reset)),
+                    End::Open => {}
                 }
                 keep(&mut state.read_waker, cx);
                 return Poll::Pending;
@@ -213,10 +219,19 @@ impl Half {
 
     /// The writer has said all.
     pub(crate) fn finish(&self) {
+        self.end(End::Finished);
+    }
+
+    /// The writer is gone and has left bytes of the other direction unread.
+    pub(crate) fn abort(&self) {
+        self.end(End::Aborted);
+    }
+
+    fn end(&self, end: End) {
         let wakers = {
             let mut state = lock(&self.0);
             if state.end == End::Open {
-                state.end = End::Finished;
+                state.end = end;
             }
             [state.read_waker.take(), state.write_waker.take()]
         };

@@ -205,7 +205,7 @@ impl Drop for Stream {
     fn drop(&mut self) {
         if let End::Pipe { pipe, side } = &self.end {
             if pipe.halves[*side].leave() {
-                pipe.reset();
+                pipe.halves[1 - side].abort();
             } else {
                 pipe.halves[1 - side].finish();
             }

@@ -142,7 +142,9 @@ fn dropping_an_end_is_an_end_or_a_reset() {
 
     let (a, b) = pair();
     a.try_write(Bytes::from_static(b"unread")).unwrap();
+    b.try_write(Bytes::from_static(b"an answer all the same")).unwrap();
     drop(b);
+    assert_eq!(a.try_read(100), Ok(Some(Bytes::from_static(b"an answer all the same"))));
     assert_eq!(a.try_read(100), Err(ReadError::Reset));
     assert_eq!(a.try_write(Bytes::from_static(b"more")), Err(Reset));
 }
