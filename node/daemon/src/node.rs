@@ -14,14 +14,14 @@ use dhow_quic::{Endpoint, Fabric, KubeletStream, QuicError, Tls};
 use dhow_switch::{NodePortEvent, NodePorts, Switch};
 use dhow_tasks::{Stop, Tasks};
 use dhow_types::Chain;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::events::Recorder;
 use crate::images::Images;
 use crate::layout::Layout;
 use crate::objects::ObjectReader;
 use crate::register::{Capacity, Registration};
-use crate::runner::{PODS_QUEUE_MAX, Runner, Shared, refresh_volumes, watch_pods};
+use crate::runner::{DISK_WORK_MAX, PODS_QUEUE_MAX, Runner, Shared, refresh_volumes, watch_pods};
 use crate::sandbox::Sandboxes;
 use crate::{Config, kubelet, network};
 
@@ -114,6 +114,7 @@ impl Node {
             links: RwLock::new(BTreeMap::new()),
             sandboxes: Sandboxes::default(),
             events: Recorder::start(&background, client.clone(), name.clone()),
+            disk: Semaphore::new(DISK_WORK_MAX),
             allow_host_paths,
             allocatable_cpu_m: i64::try_from(capacity.cpus.saturating_mul(1000)).unwrap_or(i64::MAX),
             allocatable_memory: i64::try_from(capacity.allocatable_memory()).unwrap_or(i64::MAX),

@@ -9,8 +9,12 @@ use dhow_agent::env::{Entries, Objects, References};
 use dhow_api::Tree;
 use dhow_client::{Client, resource_path};
 use dhow_types::Chain;
+use tokio::sync::Semaphore;
 
 use crate::flights::Flights;
+
+/// Requests that are under way at the same time; the others are pods that need other objects, and wait.
+const READS_MAX: usize = 32;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Source {
@@ -25,11 +29,12 @@ type Found = Result<Option<Arc<Entries>>, String>;
 pub(crate) struct ObjectReader {
     client: Client,
     flights: Flights<Key, Found>,
+    reads: Semaphore,
 }
 
 impl ObjectReader {
     pub(crate) fn new(client: Client) -> Self {
-        Self { client, flights: Flights::new() }
+        Self { client, flights: Flights::new(), reads: Semaphore::new(READS_MAX) }
     }
 
     /// Those of the objects that exist; an error if the API server cannot be asked.
@@ -58,6 +63,7 @@ impl ObjectReader {
             Source::ConfigMap => "configmaps",
             Source::Secret => "secrets",
         };
+        let _permit = self.reads.acquire().await.expect("the semaphore is never closed");
         match self.client.get(&resource_path("", "v1", plural, Some(namespace), Some(name))).await {
             Ok(tree) => Ok(Some(Arc::new(entries(source, &tree)))),
             Err(err) if err.is(404) => Ok(None),

@@ -41,8 +41,8 @@ use crate::{api, probes, volumes as disk};
 const ANSWERS_MAX: usize = 1024;
 /// Changes of pods that wait for the loop; then the API server's flow control holds them back.
 pub(crate) const PODS_QUEUE_MAX: usize = 256;
-/// Pods that are set up at the same time: disk work, so a few dozen.
-const SET_UPS_MAX: usize = 32;
+/// Pods whose volumes are written at the same time: disk work, so a few dozen.
+pub(crate) const DISK_WORK_MAX: usize = 32;
 /// Containers that are being started at the same time.
 const STARTS_MAX: usize = 64;
 /// Writes to the API server that are under way at the same time; they share one HTTP/2 connection.
@@ -70,6 +70,8 @@ pub(crate) struct Shared {
     pub(crate) links: RwLock<BTreeMap<String, Arc<ServiceLink>>>,
     pub(crate) sandboxes: Sandboxes,
     pub(crate) events: Recorder,
+    /// Held while volumes are written.
+    pub(crate) disk: Semaphore,
     pub(crate) allow_host_paths: bool,
     pub(crate) allocatable_cpu_m: i64,
     pub(crate) allocatable_memory: i64,
@@ -93,7 +95,6 @@ impl Shared {
 
 /// How many things may be under way at once.
 struct Limits {
-    set_ups: Semaphore,
     starts: Semaphore,
     writes: Semaphore,
     probes: Semaphore,
@@ -137,7 +138,6 @@ impl Runner {
         let (answers, inbox) = mpsc::channel(ANSWERS_MAX);
         let agent = Agent::new(dhow_agent::Config { host_ip: shared.host_ip });
         let limits = Limits {
-            set_ups: Semaphore::new(SET_UPS_MAX),
             starts: Semaphore::new(STARTS_MAX),
             writes: Semaphore::new(WRITES_MAX),
             probes: Semaphore::new(PROBES_MAX),
@@ -326,9 +326,8 @@ impl Runner {
             Ok(ip) => ip,
             Err(err) => return Some(In::SandboxFailed { uid, message: err.to_string() }),
         };
-        let (shared, limits) = (self.shared.clone(), self.limits.clone());
+        let shared = self.shared.clone();
         self.work.spawn(async move {
-            let _permit = limits.set_ups.acquire().await.expect("the semaphore is never closed");
             Some(match set_up(&shared, &uid, pod, ip).await {
                 Ok(()) => In::SandboxReady { uid, ip },
                 Err(message) => In::SandboxFailed { uid, message },
@@ -389,6 +388,7 @@ async fn prepare_volumes(
         let dir = shared.layout.volume(uid, &plan.name).ok_or_else(|| format!("bad volume name `{}`", plan.name))?;
         work.push((plan, dir));
     }
+    let _permit = shared.disk.acquire().await.expect("the semaphore is never closed");
     let prepared = tokio::task::spawn_blocking(move || {
         let mut prepared = BTreeMap::new();
         for (plan, dir) in work {
@@ -485,7 +485,6 @@ async fn start_container(
     attempt: u32,
     pod: Arc<Pod>,
 ) -> Result<Running, Fault> {
-    let _permit = limits.starts.acquire().await.expect("the semaphore is never closed");
     let gone = || StartFault::Run("the pod is gone".to_owned());
     let (net, ip, volumes, image) = shared
         .sandboxes
@@ -493,6 +492,7 @@ async fn start_container(
         .ok_or_else(gone)?;
     let image = image.ok_or_else(gone)?;
     let spec = container_spec(shared, &pod, at, attempt, ip, &volumes).await?;
+    let _permit = limits.starts.acquire().await.expect("the semaphore is never closed");
     let program = shared.images.program(&image).await?;
     let logs = shared.layout.logs(&pod, &at.container).ok_or_else(gone)?;
     if attempt > 1 {
@@ -528,6 +528,7 @@ async fn container_spec(
         Vec::new()
     } else {
         let volumes = volumes.clone();
+        let _permit = shared.disk.acquire().await.expect("the semaphore is never closed");
         let mounted = tokio::task::spawn_blocking(move || {
             let mount = |plan: &volumes::MountPlan| {
                 let volume =

@@ -24,12 +24,14 @@ pub struct Agent {
     config: Config,
     pods: BTreeMap<Uid, PodRun>,
     wakes: BTreeSet<(Time, Uid)>,
+    /// How many pods have a status to write.
+    waiting: usize,
 }
 
 impl Agent {
     /// An agent without pods.
     pub fn new(config: Config) -> Self {
-        Self { config, pods: BTreeMap::new(), wakes: BTreeSet::new() }
+        Self { config, pods: BTreeMap::new(), wakes: BTreeSet::new(), waiting: 0 }
     }
 
     /// The pods that it knows.
@@ -52,10 +54,12 @@ impl Agent {
         if let Some(at) = pod.wake() {
             self.wakes.remove(&(at, uid.clone()));
         }
+        self.waiting -= usize::from(pod.waiting());
         if let Some(input) = input {
             pod.handle(now, input, out);
         }
-        pod.advance(now, &self.config, out);
+        pod.advance(now, &self.config, self.waiting, out);
+        self.waiting += usize::from(pod.waiting());
         if let Some(at) = pod.wake() {
             self.wakes.insert((at, uid.clone()));
         }
@@ -77,7 +81,9 @@ impl Machine for Agent {
         if let In::Pod(pod) = &input
             && !self.pods.contains_key(&uid)
         {
-            self.pods.insert(uid.clone(), PodRun::adopt(now, uid.clone(), pod.clone()));
+            let pod = PodRun::adopt(now, uid.clone(), pod.clone());
+            self.waiting += usize::from(pod.waiting());
+            self.pods.insert(uid.clone(), pod);
             return self.step(now, &uid, None, out);
         }
         self.step(now, &uid, Some(input), out);

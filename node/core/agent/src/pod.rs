@@ -256,7 +256,7 @@ impl PodRun {
         };
         if !archived {
             this.containers = adopt_containers(now, &this.pod);
-            this.report.touch(now + CREATING_WRITE_MS);
+            this.report.touch_later(now + CREATING_WRITE_MS);
         }
         this
     }
@@ -269,6 +269,11 @@ impl PodRun {
     /// Whether nothing of the pod is left: neither its object nor anything on this node.
     pub(crate) fn finished(&self) -> bool {
         self.gone && self.sandbox == Sandbox::Removed(Keep::Nothing)
+    }
+
+    /// Whether it has a status to write.
+    pub(crate) fn waiting(&self) -> bool {
+        !self.gone && !self.report.settled()
     }
 
     /// How the API knows it.
@@ -364,14 +369,16 @@ impl PodRun {
     }
 
     /// Looks at everything and wishes what is due at `now`.
-    pub(crate) fn advance(&mut self, now: Time, config: &Config, out: &mut Vec<Out>) {
+    ///
+    /// `waiting` is how many pods of the node have a status to write.
+    pub(crate) fn advance(&mut self, now: Time, config: &Config, waiting: usize, out: &mut Vec<Out>) {
         self.wake = None;
         self.check_deadline(now, out);
         match self.ending() {
             Some(ending) => self.wind_down(ending, now, out),
             None => self.run(now, out),
         }
-        self.write_status(now, config, out);
+        self.write_status(now, config, waiting, out);
     }
 
     fn note_wake(&mut self, at: Time) {
@@ -623,7 +630,7 @@ impl PodRun {
         if self.sandbox == Sandbox::SettingUp {
             self.sandbox = Sandbox::Absent { until: Some(now + self.volume_backoff.fail(now)) };
             self.event(now, None, EventKind::Warning, "FailedMount", message.to_owned(), out);
-            self.report.touch(now + RUNNING_WRITE_MS);
+            self.report.touch_later(now + RUNNING_WRITE_MS);
         }
     }
 
@@ -699,7 +706,11 @@ impl PodRun {
         let container = &mut self.containers[at];
         container.step = Step::Running { since: now, stop_ms: None };
         container.probes = container.spec(&pod).map(|spec| ProbeRun::of(spec, now)).unwrap_or_default();
-        self.report.touch(if self.all_ready() { now } else { now + RUNNING_WRITE_MS });
+        if self.all_ready() {
+            self.report.touch(now);
+        } else {
+            self.report.touch_later(now + RUNNING_WRITE_MS);
+        }
     }
 
     /// Notes that an attempt exists.
@@ -829,20 +840,20 @@ impl PodRun {
             self.restart(at, grace_ms, message, now, out);
         }
         match (was_ready, ready) {
-            (false, true) if !self.all_ready() => self.report.touch(now + RUNNING_WRITE_MS),
+            (false, true) if !self.all_ready() => self.report.touch_later(now + RUNNING_WRITE_MS),
             (a, b) if a != b => self.report.touch(now),
-            _ if was_started != started => self.report.touch(now + RUNNING_WRITE_MS),
+            _ if was_started != started => self.report.touch_later(now + RUNNING_WRITE_MS),
             _ => {}
         }
     }
 
     // ---- saying so ----
 
-    fn write_status(&mut self, now: Time, config: &Config, out: &mut Vec<Out>) {
+    fn write_status(&mut self, now: Time, config: &Config, waiting: usize, out: &mut Vec<Out>) {
         if self.gone || self.archived {
             return;
         }
-        match self.report.due() {
+        match self.report.due(waiting) {
             Some(due) if self.due(Some(due), now) => {
                 let status = self.status(now, config);
                 if self.report.begin(&status) {

@@ -12,11 +12,19 @@ use crate::backoff::Backoff;
 use crate::message::Written;
 use crate::pod::{ContainerRun, Part, PodRun, Step, Terminated, container_id};
 
+/// How much longer an intermediate status may wait for each pod that has something to write, and at most: when a
+/// thousand pods start together, "is being created" would take half of the API server's time and be old when it is
+/// there.
+const WAIT_PER_POD_MS: u64 = 10;
+const WAIT_MAX_MS: u64 = 10_000;
+
 /// When the status is to be written, and whether a write is under way. Whatever changes meanwhile goes into the next
 /// one.
 #[derive(Clone, Debug)]
 pub(crate) struct Report {
     due: Option<Time>,
+    /// When to write what can wait for company.
+    due_later: Option<Time>,
     in_flight: bool,
     gone: bool,
     retry: Option<Time>,
@@ -30,6 +38,7 @@ impl Report {
     pub(crate) fn new() -> Self {
         Self {
             due: None,
+            due_later: None,
             in_flight: false,
             gone: false,
             retry: None,
@@ -39,25 +48,35 @@ impl Report {
         }
     }
 
-    /// Something changed that is to be written by `at`.
+    /// Something changed that is to be written at `at`.
     pub(crate) fn touch(&mut self, at: Time) {
         self.due = Some(self.due.map_or(at, |due| due.min(at)));
     }
 
-    /// What is to be written at some time is to be written by `at`.
-    pub(crate) fn hasten(&mut self, at: Time) {
-        self.due = self.due.map(|due| due.min(at));
+    /// Something changed that is to be written at `at`, or later if many others wait: it will soon be overtaken.
+    pub(crate) fn touch_later(&mut self, at: Time) {
+        self.due_later = Some(self.due_later.map_or(at, |due| due.min(at)));
     }
 
-    /// When to write, unless there is nothing to write or a write is under way.
-    pub(crate) fn due(&self) -> Option<Time> {
-        let due = self.due.filter(|_| !self.in_flight && !self.gone)?;
+    /// What is to be written at some time is to be written at `at`.
+    pub(crate) fn hasten(&mut self, at: Time) {
+        if self.due.is_some() || self.due_later.is_some() {
+            self.touch(at);
+        }
+    }
+
+    /// When to write, unless there is nothing to write or a write is under way; `waiting` is how many pods have
+    /// something to write.
+    pub(crate) fn due(&self, waiting: usize) -> Option<Time> {
+        let wait_ms = (waiting as u64).saturating_mul(WAIT_PER_POD_MS).min(WAIT_MAX_MS);
+        let later = self.due_later.map(|at| at + wait_ms);
+        let due = self.due.into_iter().chain(later).min().filter(|_| !self.in_flight && !self.gone)?;
         Some(self.retry.map_or(due, |retry| due.max(retry)))
     }
 
     /// Whether all there was to write is written.
     pub(crate) fn settled(&self) -> bool {
-        self.gone || (self.due.is_none() && !self.in_flight)
+        self.gone || (self.due.is_none() && self.due_later.is_none() && !self.in_flight)
     }
 
     /// A write of `status` begins, unless the API server has just that.
@@ -66,6 +85,7 @@ impl Report {
         status.to_string().hash(&mut hasher);
         self.writing = hasher.finish();
         self.due = None;
+        self.due_later = None;
         self.in_flight = self.written != Some(self.writing);
         self.in_flight
     }

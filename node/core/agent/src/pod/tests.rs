@@ -607,3 +607,35 @@ fn late_news_of_an_earlier_attempt_are_ignored() {
     sim.feed(In::Started { at: probe, attempt: 0 });
     assert_eq!(sim.wishes(), ["start c 0", "start c 1"]);
 }
+
+#[test]
+fn many_pods_that_start_together_need_one_write_each() {
+    let mut agent = Agent::new(Config { host_ip: "192.0.2.1".parse().unwrap() });
+    let (mut now, mut out) = (Time::from_secs(1_000_000), Vec::new());
+    let template = pod(json!({}));
+    for n in 0..1000 {
+        let mut one = template.clone();
+        one["metadata"]["uid"] = json!(format!("u{n}"));
+        let one: Pod = serde_json::from_value(one).unwrap();
+        agent.handle(now, In::Pod(Arc::new(one)), &mut out);
+    }
+    let setting_up = std::mem::take(&mut out);
+    assert_eq!(setting_up.len(), 1000);
+    // The node needs eight seconds; then each gets ready.
+    now = now + 8_000;
+    agent.wake(now, &mut out);
+    assert!(out.is_empty(), "nothing is said about pods that are on their way");
+    now = now + 20_000;
+    agent.wake(now, &mut out);
+    let early = out.iter().filter(|wish| matches!(wish, Out::WriteStatus { .. })).count();
+    assert_eq!(early, 1000, "but not for ever");
+    let answered = |n: usize| In::StatusWritten { uid: Uid::new(format!("u{n}")), outcome: Written::Ok };
+    (0..1000).for_each(|n| agent.handle(now, answered(n), &mut Vec::new()));
+    // A single pod is reported soon.
+    let mut one = template;
+    one["metadata"]["uid"] = json!("single");
+    let one: Pod = serde_json::from_value(one).unwrap();
+    out.clear();
+    agent.handle(now, In::Pod(Arc::new(one)), &mut out);
+    assert_eq!(agent.next_wake(), Some(now + 1_500));
+}
