@@ -285,7 +285,7 @@ async fn a_cpu_limit_holds_a_spinner_back() {
         .await
         .unwrap();
     let free = start(&spin, spec(&[]), net.pod(2));
-    let held = start(&spin, ContainerSpec { cpu_limit_m: Some(10), ..spec(&[]) }, net.pod(3));
+    let held = start(&spin, ContainerSpec { cpu_limit_m: Some(1), ..spec(&[]) }, net.pod(3));
     // However slow the machine is: when the free one has had 200 ms, the held one has had little more than its burst.
     while free.usage().cpu_ns < 200_000_000 {
         tokio::task::yield_now().await;
