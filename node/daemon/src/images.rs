@@ -1,7 +1,5 @@
 //! Images and the programs made of them.
 
-use std::sync::Arc;
-
 use dhow_agent::{PullFault, PulledImage, StartFault};
 use dhow_client::Client;
 use dhow_engine::{Engine, LoadError, Program};
@@ -72,9 +70,6 @@ fn image_id(name: &str, digest: &str) -> String {
     let tag_at = name.rfind(':').filter(|at| *at > name.rfind('/').unwrap_or(0));
     format!("{}@{digest}", &name[..tag_at.unwrap_or(name.len())])
 }
-
-/// Shared by everything that runs containers.
-pub(crate) type SharedImages = Arc<Images>;
 
 #[cfg(test)]
 mod tests {

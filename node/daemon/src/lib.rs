@@ -1,7 +1,7 @@
 //! The node agent: the shell that drives the deciding parts (`dhow-agent`, `dhow-mesh`) with sockets, disks and the
 //! runtime. Also the library that devices embed.
 //!
-//! [`Node::start`] brings everything up ([`node`] has the order); `runner` is the loop around the agent and fulfils its
+//! [`Node::start`] brings everything up (`node` has the order); `runner` is the loop around the agent and fulfils its
 //! wishes; `network` feeds the switch and keeps the connection to the control node; `register` keeps the Node object
 //! and its lease; `kubelet` answers the control node (`logs`, port-forward). [`join`] gives a new node its identity.
 //!

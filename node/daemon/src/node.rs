@@ -21,7 +21,7 @@ use crate::images::Images;
 use crate::layout::Layout;
 use crate::objects::ObjectReader;
 use crate::register::{Capacity, Registration};
-use crate::runner::{DISK_WORK_MAX, PODS_QUEUE_MAX, Runner, Shared, refresh_volumes, watch_pods};
+use crate::runner::{DISK_WORK_MAX, Shared, keep_running, refresh_volumes};
 use crate::sandbox::Sandboxes;
 use crate::{Config, kubelet, network};
 
@@ -109,7 +109,7 @@ impl Node {
             layout,
             switch: switch.clone(),
             engine: engine.clone(),
-            images: Arc::new(Images::new(store, client.clone(), engine, allow_file_images)),
+            images: Images::new(store, client.clone(), engine, allow_file_images),
             objects: ObjectReader::new(client.clone()),
             links: RwLock::new(BTreeMap::new()),
             sandboxes: Sandboxes::default(),
@@ -185,9 +185,7 @@ async fn run(shared: Arc<Shared>, registration: Registration, pods: Tasks, backg
         }
     }
     pods.spawn("volumes", refresh_volumes(shared.clone(), stop.clone()));
-    let (events, pod_events) = mpsc::channel(PODS_QUEUE_MAX);
-    pods.spawn("pod watch", watch_pods(shared.client.clone(), shared.node.clone(), events, stop.clone()));
-    pods.spawn("runner", Runner::new(shared, ipam).run(pod_events, stop));
+    pods.spawn("runner", keep_running(shared, ipam, stop));
     let heartbeat = registration.keep(background.stop_token());
     background.spawn("heartbeat", heartbeat);
 }

@@ -31,7 +31,7 @@ use tokio::task::JoinSet;
 
 use crate::clock::Forward;
 use crate::events::Recorder;
-use crate::images::SharedImages;
+use crate::images::Images;
 use crate::layout::{self, Layout};
 use crate::objects::ObjectReader;
 use crate::sandbox::{Running, Sandbox, Sandboxes};
@@ -40,7 +40,7 @@ use crate::{api, probes, volumes as disk};
 /// Answers that wait for the loop. A task that finds it full waits.
 const ANSWERS_MAX: usize = 1024;
 /// Changes of pods that wait for the loop; then the API server's flow control holds them back.
-pub(crate) const PODS_QUEUE_MAX: usize = 256;
+const PODS_QUEUE_MAX: usize = 256;
 /// Pods whose volumes are written at the same time: disk work, so a few dozen.
 pub(crate) const DISK_WORK_MAX: usize = 32;
 /// Containers that are being started at the same time.
@@ -51,6 +51,8 @@ const WRITES_MAX: usize = 48;
 const PROBES_MAX: usize = 256;
 /// How often the content of ConfigMap, Secret and other volumes is looked at again, as a kubelet does.
 const VOLUMES_EVERY: Duration = Duration::from_secs(60);
+/// The pause after a panic of the loop, so that a pod that causes one each time does not keep the node busy.
+const AFTER_PANIC: Duration = Duration::from_secs(5);
 /// A container's log is rotated at this size, as a kubelet does, and so many files are kept.
 const LOG_BYTES_MAX: u64 = 10 * 1024 * 1024;
 const LOG_FILES_MAX: u32 = 5;
@@ -65,7 +67,7 @@ pub(crate) struct Shared {
     pub(crate) layout: Layout,
     pub(crate) switch: Switch,
     pub(crate) engine: Engine,
-    pub(crate) images: SharedImages,
+    pub(crate) images: Images,
     pub(crate) objects: ObjectReader,
     pub(crate) links: RwLock<BTreeMap<String, Arc<ServiceLink>>>,
     pub(crate) sandboxes: Sandboxes,
@@ -115,10 +117,37 @@ pub(crate) struct Runner {
 
 /// Watches this node's pods. A task of its own: a list that takes its time must not be begun again whenever the loop
 /// is woken by something else.
-pub(crate) async fn watch_pods(client: Client, node: NodeName, events: mpsc::Sender<Event>, stop: Stop) {
+async fn watch_pods(client: Client, node: NodeName, events: mpsc::Sender<Event>, stop: Stop) {
     let mut pods = client.watch(&format!("/api/v1/pods?fieldSelector=spec.nodeName%3D{node}"));
     while let Some(event) = stop.or(pods.next()).await {
         if events.send(event).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Runs pods until told to stop. If the loop panics, that is a fault of ours: everything that it started is ended, and
+/// a new loop takes the pods up as after a restart of the agent, so that one bad pod does not leave the others without
+/// care.
+pub(crate) async fn keep_running(shared: Arc<Shared>, ipam: Ipam, stop: Stop) {
+    while !stop.is_stopped() {
+        let mut work = JoinSet::new();
+        let (events, pods) = mpsc::channel(PODS_QUEUE_MAX);
+        work.spawn(watch_pods(shared.client.clone(), shared.node.clone(), events, stop.clone()));
+        work.spawn(Runner::new(shared.clone(), ipam.clone()).run(pods, stop.clone()));
+        let panicked = matches!(work.join_next().await, Some(Err(_)));
+        if !panicked {
+            // Told to stop: the other one ends as well.
+            while work.join_next().await.is_some() {}
+            return;
+        }
+        work.shutdown().await;
+        tracing::error!("the loop that runs pods panicked; all pods of this node are restarted");
+        shared.engine.shutdown().await;
+        for uid in shared.sandboxes.clear() {
+            shared.switch.remove_pod(&uid);
+        }
+        if stop.or(tokio::time::sleep(AFTER_PANIC)).await.is_none() {
             return;
         }
     }

@@ -106,6 +106,14 @@ impl Sandboxes {
         self.lock().set_up.remove(uid)
     }
 
+    /// Forgets everything; gives the pods that were set up.
+    pub(crate) fn clear(&self) -> Vec<Uid> {
+        let mut inner = self.lock();
+        inner.known.clear();
+        inner.names.clear();
+        std::mem::take(&mut inner.set_up).into_keys().collect()
+    }
+
     /// Looks at a pod that is set up.
     pub(crate) fn with<R>(&self, uid: &Uid, look: impl FnOnce(&mut Sandbox) -> R) -> Option<R> {
         self.lock().set_up.get_mut(uid).map(look)

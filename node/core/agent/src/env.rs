@@ -178,7 +178,7 @@ pub fn environment(
 ) -> Result<Vec<(String, String)>, ConfigFault> {
     let mut env = Ordered::default();
     env.set("HOSTNAME".to_owned(), hostname(pod));
-    from_objects(pod, container, objects, &mut env)?;
+    from_objects(container, objects, &mut env)?;
     let links = service_links(pod, services);
     for variable in container.env.iter().flatten() {
         let value = match (&variable.value, &variable.value_from) {
@@ -301,8 +301,7 @@ pub fn resource(
     Ok(((amount.milli() + divisor - 1) / divisor).to_string())
 }
 
-fn from_objects(pod: &Pod, container: &Container, objects: &Objects, env: &mut Ordered) -> Result<(), ConfigFault> {
-    let _ = pod;
+fn from_objects(container: &Container, objects: &Objects, env: &mut Ordered) -> Result<(), ConfigFault> {
     for source in container.env_from.iter().flatten() {
         let prefix = source.prefix.as_deref().unwrap_or_default();
         let (found, optional, missing) = if let Some(r) = &source.config_map_ref {

@@ -2,8 +2,9 @@
 //!
 //! [`Agent`] takes what happened (a pod appeared, an image is there, a container ended, a probe answered, time passed)
 //! and gives wishes ([`Out`]): set up a sandbox, pull, start, stop, probe, write the status, delete the pod. The shell
-//! (`dhow-node`) fulfils them and reports back. Inside, [`pod`] is the state machine of one pod, [`status`] turns its
-//! state into `status`, [`probe`] schedules probes, [`backoff`] the waits between attempts. [`env`], [`volumes`] and
+//! (`dhow-node`) fulfils them and reports back. Inside, `pod` is the state machine of one pod and `container` of one
+//! of its containers, `status` turns their state into `status`, [`probe`] schedules probes, [`backoff`] the waits between
+//! attempts. [`env`], [`volumes`] and
 //! [`spec`] compute what a container gets; [`ipam`] picks pod addresses.
 //!
 //! Invariants: no clock, no chance, no I/O, no task. Every decision follows from the inputs so far. A container that
@@ -13,6 +14,7 @@
 
 pub mod agent;
 pub mod backoff;
+mod container;
 pub mod env;
 pub mod ipam;
 mod message;

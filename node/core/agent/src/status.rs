@@ -9,8 +9,9 @@ use serde_json::{Map, Value, json};
 
 use crate::agent::Config;
 use crate::backoff::Backoff;
+use crate::container::{ContainerRun, Part, Step, Terminated, container_id};
 use crate::message::Written;
-use crate::pod::{ContainerRun, Part, PodRun, Step, Terminated, container_id};
+use crate::pod::PodRun;
 
 /// How much longer an intermediate status may wait for each pod that has something to write, and at most: when a
 /// thousand pods start together, "is being created" would take half of the API server's time and be old when it is
