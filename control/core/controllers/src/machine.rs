@@ -157,7 +157,7 @@ impl Controllers {
             let controller = &CONTROLLERS[job.0.0];
             let ctx = Ctx { cache: &self.cache, config: &self.config, now, history };
             let plan = (controller.reconcile)(&ctx, &job.1);
-            self.queue.ran(&job, u32::try_from(plan.writes.len()).unwrap_or(u32::MAX), now);
+            self.queue.ran(&job, u32::try_from(plan.writes.len()).unwrap_or(u32::MAX), plan.cost_us, now);
             if let Some(ms) = plan.again_in_ms {
                 self.queue.add(job.clone(), now + ms);
             }

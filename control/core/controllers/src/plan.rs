@@ -42,6 +42,9 @@ pub(crate) struct Plan {
     pub(crate) writes: Vec<Planned>,
     pub(crate) notes: Vec<Note>,
     pub(crate) again_in_ms: Option<u64>,
+    /// About how many microseconds the decision took. An estimate from what was looked at: a measured time would make
+    /// the decisions depend on the machine.
+    pub(crate) cost_us: u64,
 }
 
 /// A write with what to say about it.

@@ -36,6 +36,8 @@ struct Entry {
     unseen_since: Time,
     failures: u32,
     not_before: Time,
+    /// The end of its rest after a costly run.
+    rested: Time,
     last_write: Option<Time>,
     round_failed: bool,
     last_fault: Option<String>,
@@ -51,10 +53,15 @@ impl Entry {
         self.due.is_none()
             && !self.blocked()
             && self.failures == 0
+            && self.rested <= now
             && self.last_write.is_none_or(|at| now.ms_since(at) > LAST_WRITE_KEPT_MS)
     }
 }
 
+/// A key rests this many times as long as its last run took: large ones leave nine tenths of the time to others.
+const REST_FACTOR: u64 = 10;
+/// The longest rest, so that even the largest key is looked at in time.
+const REST_MAX_MS: u64 = 1_000;
 /// How long the time of a key's last write is kept; longer than any interval by which controllers thin out writes.
 const LAST_WRITE_KEPT_MS: u64 = 5_000;
 
@@ -84,7 +91,7 @@ impl Queue {
     /// Asks for a key to be looked at, at `at` or as soon as it may run.
     pub(crate) fn add(&mut self, job: Job, at: Time) {
         let entry = self.entries.entry(job.clone()).or_default();
-        let at = at.max(entry.not_before);
+        let at = at.max(entry.not_before).max(entry.rested);
         if entry.due.is_some_and(|due| due <= at) {
             return;
         }
@@ -112,9 +119,13 @@ impl Queue {
         Some((job, history))
     }
 
-    /// Tells how a run ended: how many writes it asked for. Called after each [`pop`](Self::pop).
-    pub(crate) fn ran(&mut self, job: &Job, writes: u32, now: Time) {
+    /// Tells how a run ended: how many writes it asked for, and what it cost. Called after each [`pop`](Self::pop).
+    ///
+    /// A key that is expensive to look at rests for a multiple of that, so that a burst of changes below it is looked
+    /// at a few times, not once a change.
+    pub(crate) fn ran(&mut self, job: &Job, writes: u32, cost_us: u64, now: Time) {
         let Some(entry) = self.entries.get_mut(job) else { return };
+        entry.rested = now + (cost_us.saturating_mul(REST_FACTOR) / 1000).min(REST_MAX_MS);
         if writes == 0 {
             entry.failures = 0;
             if entry.is_idle(now) {

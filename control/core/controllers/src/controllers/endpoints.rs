@@ -1,6 +1,6 @@
 //! Endpoints: the older form of a service's backends, one object named like the service.
 
-use super::endpointslice::{HEADLESS, backends, hostname, interval_ms, target_ref, wakes_of_service};
+use super::endpointslice::{HEADLESS, backends, cost_us, hostname, interval_ms, target_ref, wakes_of_service};
 use crate::cache::{Cache, Seen};
 use crate::plan::{Controller, Ctx, Plan, delete};
 use crate::views::{Service, resource};
@@ -40,6 +40,7 @@ fn reconcile(ctx: &Ctx<'_>, key: &Key) -> Plan {
         return plan;
     }
     let (subsets, size) = subsets(ctx.cache, service);
+    plan.cost_us = cost_us(size);
     let write = match present {
         Some(object) => {
             let old = object.tree();

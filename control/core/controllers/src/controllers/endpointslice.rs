@@ -70,6 +70,11 @@ fn serves_alike(old: &Pod, new: &Pod) -> bool {
         && old.object.index.uid == new.object.index.uid
 }
 
+/// About what it takes to work out so many endpoints and to compare them.
+pub(super) fn cost_us(endpoints: usize) -> u64 {
+    (endpoints as u64).saturating_mul(10)
+}
+
 /// How long to wait between two writes of a service with so many endpoints.
 pub(super) fn interval_ms(endpoints: usize) -> u64 {
     (endpoints as u64).saturating_mul(INTERVAL_PER_ENDPOINT_MS).clamp(INTERVAL_MS.0, INTERVAL_MS.1)
@@ -124,6 +129,7 @@ fn reconcile(ctx: &Ctx<'_>, key: &Key) -> Plan {
     }
     let wanted = wanted(ctx.cache, service);
     let size = wanted.values().map(|group| group.endpoints.len()).sum();
+    plan.cost_us = cost_us(size);
     let ours = |slice: &&Arc<Object>| slice.index.label(MANAGED_BY) == Some(NAME) && !slice.index.deleting;
     let present: Vec<&Arc<Object>> = ctx.cache.dependents(&service.object.index.uid).filter(ours).collect();
     let writes = plan_slices(service, wanted, &present);

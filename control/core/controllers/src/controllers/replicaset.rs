@@ -11,7 +11,7 @@ use dhow_state::Key;
 use dhow_types::{Rng, Time};
 use serde_json::json;
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Pods that one round creates or deletes. Large enough that a thousand replicas take a few rounds, small enough that
@@ -20,6 +20,8 @@ const BURST_MAX: usize = 500;
 /// Between two status writes of a set while its numbers are on the move: a thousand pods that become ready one by one
 /// are told in a few writes. A status that says "done" is never held back.
 const STATUS_INTERVAL_MS: u64 = 200;
+/// About what looking at one pod costs.
+const COST_PER_POD_US: u64 = 1;
 
 pub(crate) const CONTROLLER: Controller = Controller { name: "replicaset-controller", wakes, reconcile };
 
@@ -74,6 +76,7 @@ fn reconcile(ctx: &Ctx<'_>, key: &Key) -> Plan {
         }
     }
     write_status(ctx, set, &pods, &mut plan);
+    plan.cost_us = (pods.len() as u64).saturating_mul(COST_PER_POD_US);
     plan
 }
 
@@ -93,10 +96,12 @@ fn create(ctx: &Ctx<'_>, set: &ReplicaSet, missing: usize, plan: &mut Plan) {
     let tree = set.object.tree();
     let template = meta::at(&tree, "spec.template").cloned().unwrap_or(Tree::Null);
     let mut names = names(ctx, set);
+    let mut taken = BTreeSet::new();
     for _ in 0..missing.min(burst) {
         let name = loop {
             let name = format!("{}-{}", set.name(), names.name_suffix(5));
-            if ctx.cache.object(&Key::new(resource::PODS, &*set.object.key.namespace, name.as_str())).is_none() {
+            let key = Key::new(resource::PODS, &*set.object.key.namespace, name.as_str());
+            if ctx.cache.object(&key).is_none() && taken.insert(key) {
                 break name;
             }
         };

@@ -99,6 +99,7 @@ fn reconcile(ctx: &Ctx<'_>, key: &Key) -> Plan {
         return plan;
     }
     let mut rollout = Rollout::new(ctx, deployment);
+    rollout.plan.cost_us = rollout.sets.iter().map(|set| set.status.replicas.unsigned_abs()).sum();
     if deployment.deleting() {
         return rollout.finish();
     }
