@@ -8,10 +8,13 @@ use dhow_api::kinds::{self, Kind, Subresource};
 use dhow_api::status::ApiError;
 use dhow_gate::media::{self, Accepted, Endpoint};
 use dhow_gate::{Query, RequestInfo, ResourceRequest, Target, User, Verb};
+use futures_util::FutureExt;
 use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{HeaderMap, Request};
 use hyper::body::Incoming;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use tracing::{Instrument, debug_span, warn};
 
 /// A request on its way to a handler.
 pub(crate) struct Call<'a> {
@@ -49,12 +52,24 @@ pub(crate) fn header(headers: &HeaderMap, name: http::HeaderName) -> Option<&str
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-/// Answers a request; every failure is a `Status`.
+/// Answers a request; every failure is a `Status`. A panic is our fault and costs one request, not the connection with
+/// all its watches.
 pub(crate) async fn handle(app: Arc<App>, certificate: Option<Arc<User>>, request: Request<Incoming>) -> Answer {
-    match route(&app, certificate.as_deref(), request).await {
-        Ok(answer) => answer,
-        Err(error) => answer::error(&error),
+    let span = debug_span!("request", method = %request.method(), path = request.uri().path());
+    let answer = AssertUnwindSafe(route(&app, certificate.as_deref(), request)).catch_unwind();
+    async {
+        let error = match answer.await {
+            Ok(Ok(answer)) => return answer,
+            Ok(Err(error)) => error,
+            Err(_) => ApiError::internal("the request made the server panic, which is a fault of the server"),
+        };
+        if error.code >= 500 {
+            warn!(code = error.code, message = %error.message, "a request failed");
+        }
+        answer::error(&error)
     }
+    .instrument(span)
+    .await
 }
 
 async fn route(app: &Arc<App>, certificate: Option<&User>, request: Request<Incoming>) -> Result<Answer, ApiError> {

@@ -233,6 +233,17 @@ async fn a_protobuf_body_is_read_and_a_yaml_one_too() {
         (answer.status.as_u16(), &tree["data"], &tree["metadata"]["name"]),
         (201, &json!({"a": "b"}), &json!("c9"))
     );
+    // What client-go sends as options of a deletion: the group is the resource's.
+    let mut body = b"k8s\0\n\x1a\n\x07apps/v1\x12\rDeleteOptions".to_vec();
+    body[5] = u8::try_from(body.len() - 6).unwrap();
+    let object = b"\x12\x06\n\x04nope\x22\nBackground";
+    body.push(0x12);
+    body.push(u8::try_from(object.len()).unwrap());
+    body.extend(object);
+    let body = Some(("application/vnd.kubernetes.protobuf", Bytes::from(body)));
+    let answer = cluster.client.request(Method::DELETE, &format!("{CONFIG_MAPS}/c9"), accept, body).await.unwrap();
+    let status: Value = serde_json::from_slice(&answer.body).unwrap();
+    assert_eq!(answer.status.as_u16(), 409, "the precondition is read: {status}");
     let yaml = Bytes::from_static(b"metadata:\n  name: y\ndata:\n  k: v\n");
     let answer =
         cluster.client.request(Method::POST, CONFIG_MAPS, JSON, Some(("application/yaml", yaml))).await.unwrap();
