@@ -7,9 +7,11 @@ use dhow_gate::media::Encoding;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use futures_util::{Stream, StreamExt};
-use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, RETRY_AFTER, VARY, WARNING};
+use http::header::{
+    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER, VARY, WARNING,
+};
 use http::{HeaderMap, Response, StatusCode};
-use http_body::Frame;
+use http_body::{Body as _, Frame};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use std::io::Write;
@@ -112,6 +114,17 @@ pub(crate) fn json_bytes(code: u16, bytes: Bytes, style: Style) -> Answer {
     answer.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     answer.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
     answer
+}
+
+/// The same answer to a HEAD: how long the body would be, but not the body.
+pub(crate) fn head_of(answer: Answer) -> Answer {
+    let (mut parts, body) = answer.into_parts();
+    if let Some(size) = body.size_hint().exact()
+        && size > 0
+    {
+        parts.headers.entry(CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(size));
+    }
+    Response::from_parts(parts, empty())
 }
 
 /// A `Status` that says what went wrong.

@@ -261,7 +261,9 @@ const SWEEP_MAX: usize = 500;
 pub(crate) async fn sweep_events(app: Arc<App>) {
     while app.machines_stop.or(tokio::time::sleep(SWEEP_EVERY)).await.is_some() {
         loop {
-            let ops = old_events(&app, now());
+            // Ten thousand events take a while to read: not on a thread that answers requests.
+            let reader = app.clone();
+            let Ok(ops) = tokio::task::spawn_blocking(move || old_events(&reader, now())).await else { return };
             let more = ops.len() == SWEEP_MAX;
             if ops.is_empty() {
                 break;

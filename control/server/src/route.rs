@@ -10,7 +10,7 @@ use dhow_gate::media::{self, Accepted, Endpoint};
 use dhow_gate::{Query, RequestInfo, ResourceRequest, Target, User, Verb};
 use futures_util::FutureExt;
 use http::header::{ACCEPT, CONTENT_TYPE};
-use http::{HeaderMap, Request};
+use http::{HeaderMap, Method, Request};
 use hyper::body::Incoming;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -56,9 +56,11 @@ pub(crate) fn header(headers: &HeaderMap, name: http::HeaderName) -> Option<&str
 /// all its watches.
 pub(crate) async fn handle(app: Arc<App>, certificate: Option<Arc<User>>, request: Request<Incoming>) -> Answer {
     let span = debug_span!("request", method = %request.method(), path = request.uri().path());
+    let is_head = request.method() == Method::HEAD;
     let answer = AssertUnwindSafe(route(&app, certificate.as_deref(), request)).catch_unwind();
     async {
         let error = match answer.await {
+            Ok(Ok(answer)) if is_head => return answer::head_of(answer),
             Ok(Ok(answer)) => return answer,
             Ok(Err(error)) => error,
             Err(_) => ApiError::internal("the request made the server panic, which is a fault of the server"),

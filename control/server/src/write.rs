@@ -20,6 +20,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use serde_json::json;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The size at which a body is refused: upstream's limit.
 const BODY_BYTES_MAX: usize = 3 << 20;
@@ -28,9 +29,14 @@ fn name<'a>(call: &'a Call<'_>) -> Name<'a> {
     Name { namespace: &call.target.namespace, name: &call.target.name }
 }
 
+/// Who has not sent a body of that size by then only holds our memory.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Reads a whole body.
 pub(crate) async fn read_body(body: Incoming) -> Result<Bytes, ApiError> {
-    match Limited::new(body, BODY_BYTES_MAX).collect().await {
+    let reading = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_BYTES_MAX).collect());
+    let Ok(read) = reading.await else { return Err(ApiError::timeout("the body did not come in time", 1)) };
+    match read {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(ApiError::too_large(BODY_BYTES_MAX)),
         Err(error) => Err(ApiError::bad_request(format!("the body cannot be read: {error}"))),

@@ -358,6 +358,8 @@ async fn the_api_describes_itself() {
     assert_eq!(old.headers["content-type"], "application/com.github.proto-openapi.spec.v2.v1.0+protobuf");
     let ready = cluster.client.request(Method::GET, "/readyz?verbose", "*/*", None).await.unwrap();
     assert!(String::from_utf8_lossy(&ready.body).ends_with("readyz check passed\n"));
+    let head = cluster.client.request(Method::HEAD, "/version", JSON, None).await.unwrap();
+    assert_eq!((head.status.as_u16(), head.body.len()), (200, 0));
     let (_, service) = cluster.ask(Method::GET, "/api/v1/namespaces/default/services/kubernetes", JSON).await;
     assert_eq!(service["spec"]["clusterIP"], "10.43.0.1");
     cluster.stop().await;
