@@ -23,6 +23,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::Pod;
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::clock::now;
@@ -106,8 +107,10 @@ fn container_logs(
     }
     let logs = shared.layout.logs(&pod, container).ok_or_else(no_pod)?;
     let latest = shared.sandboxes.latest_attempt(&uid, container).or_else(|| logs.latest());
-    let latest =
-        latest.ok_or_else(|| bad(format!("container \"{container}\" in pod \"{name}\" is waiting to start")))?;
+    let latest = latest.ok_or_else(|| {
+        let why = waiting_for(&pod, container);
+        bad(format!("container \"{container}\" in pod \"{name}\" is waiting to start: {why}"))
+    })?;
     let attempt = if options.previous {
         let previous = latest.checked_sub(1);
         previous
@@ -126,6 +129,21 @@ fn container_logs(
     let mut response = Response::new(StreamBody::new(pieces).boxed_unsync());
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain"));
     Ok(response)
+}
+
+/// What a container that has never run waits for, as its stored status says; in a kubelet's words.
+fn waiting_for(pod: &Pod, container: &str) -> String {
+    let status = pod.status.as_ref();
+    let mut statuses = status
+        .into_iter()
+        .flat_map(|s| s.init_container_statuses.iter().flatten().chain(s.container_statuses.iter().flatten()));
+    let waiting = statuses.find(|s| s.name == container).and_then(|s| s.state.as_ref()?.waiting.as_ref());
+    match waiting.and_then(|waiting| waiting.reason.as_deref()) {
+        Some("ErrImagePull") => "image can't be pulled".to_owned(),
+        Some("ImagePullBackOff") => "trying and failing to pull image".to_owned(),
+        Some(reason) => reason.to_owned(),
+        None => "ContainerCreating".to_owned(),
+    }
 }
 
 fn is_running(shared: &Shared, uid: &Uid, container: &str, attempt: u32) -> bool {
