@@ -9,6 +9,7 @@ mod harness;
 use harness::{Cluster, eventually, http_get};
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 
 /// The oldest minor version that these tests are for.
 const MINOR_MIN: u32 = 30;
@@ -16,7 +17,9 @@ const MINOR_MIN: u32 = 30;
 #[test]
 fn kubectl_works_unchanged() {
     let Some(kubectl) = find_kubectl() else {
-        eprintln!("\n!!!!!!!! SKIPPED: no kubectl 1.{MINOR_MIN} or newer: install one, or set DHOW_TEST_KUBECTL !!!!!!!!\n");
+        eprintln!(
+            "\n!!!!!!!! SKIPPED: no kubectl 1.{MINOR_MIN} or newer: install one, or set DHOW_TEST_KUBECTL !!!!!!!!\n"
+        );
         return;
     };
     let dir = tempfile::tempdir().unwrap();
@@ -55,28 +58,30 @@ impl Kubectl<'_> {
             .spawn()
             .unwrap();
         let out = BufReader::new(process.stdout.take().unwrap());
-        Background { process, out }
+        let (sender, lines) = mpsc::channel();
+        // The thread ends with the program's output.
+        std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        Background { process, lines }
     }
 }
 
 /// A `kubectl` that runs until it is dropped.
 struct Background {
     process: Child,
-    out: BufReader<std::process::ChildStdout>,
+    lines: mpsc::Receiver<String>,
 }
 
 impl Background {
-    /// Reads lines until one contains `text`.
+    /// Waits for a line that contains `text`.
     #[track_caller]
     fn line_with(&mut self, text: &str) -> String {
         let mut seen = Vec::new();
         loop {
-            let mut line = String::new();
-            assert_ne!(self.out.read_line(&mut line).unwrap(), 0, "kubectl ended without saying `{text}`: {seen:?}");
-            if line.contains(text) {
-                return line;
+            match self.lines.recv_timeout(harness::PATIENCE) {
+                Ok(line) if line.contains(text) => return line,
+                Ok(line) => seen.push(line),
+                Err(why) => panic!("kubectl did not say `{text}` ({why}), only: {seen:?}"),
             }
-            seen.push(line);
         }
     }
 }
@@ -126,7 +131,8 @@ fn applies_and_shows(client: &Kubectl<'_>) {
     assert!(client.ok("get nodes").contains("Ready"));
     assert!(client.ok("get all").contains("replicaset.apps/hello-http-"));
     assert!(client.ok("get pods -l app=hello-http --field-selector status.phase=Running -o name").starts_with("pod/"));
-    let described = client.ok("describe pod -l app=hello-http");
+    let pod = client.ok("get pods -l app=hello-http -o jsonpath={.items[0].metadata.name}");
+    let described = client.ok(&format!("describe pod {pod}"));
     assert!(described.contains("Started container hello") && described.contains("Ready:          True"), "{described}");
     let described = client.ok("describe deployment hello-http");
     assert!(described.contains("ScalingReplicaSet"), "{described}");
@@ -148,7 +154,8 @@ fn scales_and_rolls_out(client: &Kubectl<'_>) {
     watch.line_with("hello-http-");
     client.ok("scale deployment/hello-http --replicas=3");
     client.ok("rollout status deployment/hello-http --timeout=60s");
-    watch.line_with("ContainerCreating");
+    watch.line_with("Pending");
+    watch.line_with("Running");
     assert!(client.ok("get deploy hello-http").contains("3/3"));
 
     client.ok("set env deployment/hello-http COLOR=blue");
@@ -223,7 +230,10 @@ fn refuses_bad_input(client: &Kubectl<'_>) {
     let said = deployment(
         "{selector: {matchLabels: {a: b}}, template: {metadata: {labels: {a: c}}, spec: {containers: [{name: c}]}}}",
     );
-    assert!(said.contains("spec.template.metadata.labels") && said.contains("spec.template.spec.containers[0].image"), "{said}");
+    assert!(
+        said.contains("spec.template.metadata.labels") && said.contains("spec.template.spec.containers[0].image"),
+        "{said}"
+    );
     assert!(client.refused("get pod nobody").contains("pods \"nobody\" not found"));
     assert!(client.refused("create namespace default").contains("AlreadyExists"));
     assert!(client.refused("get unicorns").contains("the server doesn't have a resource type"));

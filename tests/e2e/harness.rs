@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 /// How long anything may take before the test fails. Generous: the machine may be busy, and nothing waits for it
 /// in a good run.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running `dhow up`.
 pub struct Cluster {
@@ -88,6 +88,7 @@ impl Cluster {
 
     /// As [`Cluster::run`], and it must fail; returns its standard error.
     #[track_caller]
+    #[allow(dead_code, reason = "not every test that shares this file refuses something")]
     pub fn refused(&self, program: impl AsRef<std::ffi::OsStr>, args: &[&str]) -> String {
         let output = self.run(program, args);
         assert!(!output.status.success(), "{args:?} succeeded: {}", text(&output.stdout));
@@ -116,14 +117,20 @@ impl Cluster {
     pub fn sample(&self, path: &str) -> String {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let text = std::fs::read_to_string(root.join(path)).unwrap();
-        let text: String = text.lines().filter(|line| !line.contains("nodePort:")).map(|line| format!("{line}\n")).collect();
+        let text: String =
+            text.lines().filter(|line| !line.contains("nodePort:")).map(|line| format!("{line}\n")).collect();
         self.manifest(&path.replace('/', "-"), &text)
     }
 
     /// Writes a manifest file and returns its path.
     pub fn manifest(&self, name: &str, text: &str) -> String {
+        self.file(name, text.as_bytes())
+    }
+
+    /// Writes a file and returns its path.
+    pub fn file(&self, name: &str, bytes: &[u8]) -> String {
         let file = self.data.join(name);
-        std::fs::write(&file, text).unwrap();
+        std::fs::write(&file, bytes).unwrap();
         file.display().to_string()
     }
 

@@ -69,13 +69,47 @@ fn a_cluster_killed_at_any_moment_comes_back_whole() {
     assert!(http_get(cluster.node_port("hello-http"), "/last").contains("Hello from"));
 }
 
-/// A pod that cannot run, and the reason that its container's state must give.
+/// A pod that cannot run, the reason that its container must wait for, and what else its status must say.
 struct Broken {
     name: &'static str,
-    container: &'static str,
+    container: String,
     reason: &'static str,
     says: &'static str,
 }
+
+fn broken(name: &'static str, container: &str, reason: &'static str, says: &'static str) -> Broken {
+    Broken { name, container: container.to_owned(), reason, says }
+}
+
+/// Programs in text form, as files that `dhow up` may run.
+struct Guests<'a> {
+    cluster: &'a Cluster,
+}
+
+impl Guests<'_> {
+    fn image(&self, name: &str, bytes: &[u8]) -> String {
+        format!("image: 'file://{}'", self.cluster.file(&format!("{name}.wasm"), bytes))
+    }
+
+    fn wat(&self, name: &str, text: &str) -> String {
+        self.image(name, &wat::parse_str(text).unwrap())
+    }
+}
+
+/// Imports an interface that nobody offers.
+const UNKNOWN_IMPORT: &str = r#"(component
+    (import "acme:printer/paper@1.0.0" (instance (export "feed" (func))))
+    (core module $m (func (export "run") (result i32) (i32.const 0)))
+    (core instance $i (instantiate $m))
+    (func $run (result (result)) (canon lift (core func $i "run")))
+    (instance (export "wasi:cli/run@0.2.0") (export "run" (func $run))))"#;
+
+/// Preview 1 programs: one that traps, one that exits with 3, and one that takes memory until it gets no more.
+const TRAP: &str = r#"(module (memory (export "memory") 1) (func (export "_start") unreachable))"#;
+const EXIT: &str = r#"(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
+    (memory (export "memory") 1) (func (export "_start") (call $exit (i32.const 3))))"#;
+const HOG: &str = r#"(module (memory (export "memory") 1)
+    (func (export "_start") (loop $more (br_if $more (i32.ne (memory.grow (i32.const 16)) (i32.const -1)))) unreachable))"#;
 
 #[test]
 fn what_cannot_run_says_why_and_disturbs_nobody() {
@@ -83,23 +117,26 @@ fn what_cannot_run_says_why_and_disturbs_nobody() {
     let cluster = Cluster::start(dir.path(), &[]);
     cluster.push_samples();
     cluster.dhow(&["apply", "-f", &cluster.sample("samples/hello-http/hello-http.yaml")]);
-    let not_wasm = cluster.manifest("text.wasm", "this is no wasm");
-    let unknown_import = cluster.manifest(
-        "import.wat.wasm",
-        "(component (import \"acme:printer/paper\" (instance (export \"feed\" (func)))))",
-    );
-    let _ = unknown_import;
-    let file = format!("image: 'file://{not_wasm}'");
+    let files = Guests { cluster: &cluster };
     let broken = [
-        Broken { name: "absent", container: "image: 'no-such-image:1.0'", reason: "ImagePullBackOff", says: "no-such-image" },
-        Broken { name: "bad-name", container: "image: 'UPPER:::'", reason: "InvalidImageName", says: "UPPER" },
-        Broken {
-            name: "no-config",
-            container: "image: 'hello-http:1.0', envFrom: [{configMapRef: {name: nowhere}}]",
-            reason: "CreateContainerConfigError",
-            says: "nowhere",
-        },
-        Broken { name: "text", container: &file.clone().leak()[..], reason: "", says: "Wasm" },
+        broken("absent", "image: 'no-such-image:1.0'", "ImagePullBackOff", "no-such-image"),
+        broken("bad-name", "image: 'UPPER:::'", "InvalidImageName", "UPPER"),
+        broken(
+            "no-config",
+            "image: 'hello-http:1.0', envFrom: [{configMapRef: {name: nowhere}}]",
+            "CreateContainerConfigError",
+            "nowhere",
+        ),
+        broken("text", &files.image("text", b"this is no wasm"), "CreateContainerError", "not a WebAssembly program"),
+        broken("import", &files.wat("import", UNKNOWN_IMPORT), "CreateContainerError", "acme:printer/paper"),
+        broken("trap", &files.wat("trap", TRAP), "CrashLoopBackOff", "unreachable"),
+        broken("exit", &files.wat("exit", EXIT), "CrashLoopBackOff", "\"exitCode\":3"),
+        broken(
+            "hog",
+            &format!("{}, resources: {{limits: {{memory: 16Mi}}}}", files.wat("hog", HOG)),
+            "CrashLoopBackOff",
+            "OOMKilled",
+        ),
     ];
     for Broken { name, container, .. } in &broken {
         let text = format!(

@@ -170,6 +170,8 @@ async fn converse(server: Arc<Server>, stream: Stream, mut wishes: watch::Receiv
             http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_MAX)
+                // A client that ends its side after the request, as `nc` does, still gets its answer.
+                .half_close(true)
                 .serve_connection(TokioIo::new(stream), service)
         );
         tokio::select! {
