@@ -148,3 +148,62 @@ fn tree(source: &'static str, note: &Note, message: &str, recorded: &Recorded) -
         "reportingInstance": "",
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use dhow_api::meta;
+    use dhow_state::Key;
+    use dhow_types::Revision;
+    use std::collections::BTreeSet;
+
+    fn pod(name: &str) -> Arc<Object> {
+        let bytes = Bytes::from(format!(r#"{{"metadata":{{"name":"{name}","namespace":"d","uid":"{name}"}}}}"#));
+        Arc::new(Object::restore(Key::new("pods", "d", name), Revision(7), bytes).unwrap())
+    }
+
+    fn say(events: &mut Events, at_s: i64, message: &str) -> Option<Tree> {
+        let note = Note::normal(&pod("web"), "Created", message);
+        match events.record(Time::from_secs(at_s), "tester", &note)? {
+            Write::Event { tree } => Some(tree),
+            other => panic!("not an event: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn equal_events_are_counted() {
+        let mut events = Events::default();
+        let first = say(&mut events, 100, "hello").unwrap();
+        let second = say(&mut events, 160, "hello").unwrap();
+        assert_eq!(meta::name(&first), meta::name(&second));
+        assert_eq!((&second["count"], &first["count"]), (&json!(2), &json!(1)));
+        assert_eq!(second["firstTimestamp"], first["firstTimestamp"]);
+        assert_eq!(second["lastTimestamp"], "1970-01-01T00:02:40Z");
+        assert_eq!(second["involvedObject"]["resourceVersion"], "7");
+        let later = say(&mut events, 160 + 600, "hello").unwrap();
+        assert_ne!(meta::name(&later), meta::name(&first), "ten minutes later it is another story");
+    }
+
+    #[test]
+    fn a_flood_is_combined_and_then_cut_off() {
+        let mut events = Events::default();
+        let told: Vec<Tree> = (0..1000).filter_map(|n| say(&mut events, 100, &format!("pod {n}"))).collect();
+        assert_eq!(told.len(), usize::try_from(BURST).unwrap());
+        let names: BTreeSet<&str> = told.iter().map(meta::name).collect();
+        assert_eq!(names.len(), SIMILAR_MAX + 1);
+        assert_eq!(told.last().unwrap()["message"], "(combined from similar events): pod 24");
+        assert!(say(&mut events, 100 + 300, "one more after five minutes").is_some());
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let mut events = Events::default();
+        for n in 0..3 * REMEMBERED_MAX {
+            let note = Note::normal(&pod(&format!("p{n}")), "Created", "hello");
+            let at = Time::from_ms(i64::try_from(n).unwrap());
+            assert!(events.record(at, "tester", &note).is_some());
+        }
+        assert!(events.stories.len() <= REMEMBERED_MAX);
+    }
+}

@@ -227,3 +227,105 @@ impl Queue {
         [due, overdue].into_iter().flatten().min()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use dhow_state::{Change, Object};
+    use std::sync::Arc;
+
+    fn job() -> Job {
+        (ControllerId(0), Key::new("configmaps", "d", "a"))
+    }
+
+    /// A cache that has seen one object at a revision.
+    fn cache_at(revision: u64, name: &str) -> Cache {
+        let key = Key::new("configmaps", "d", name);
+        let bytes = Bytes::from(format!(r#"{{"metadata":{{"name":"{name}","namespace":"d","uid":"{name}"}}}}"#));
+        let object = Arc::new(Object::restore(key.clone(), Revision(revision), bytes).unwrap());
+        let mut cache = Cache::default();
+        let (new, last) = (Some(Arc::clone(&object)), object);
+        cache.apply(Time::default(), &Change { revision: Revision(revision), key, old: None, new, last });
+        cache
+    }
+
+    fn at(ms: i64) -> Time {
+        Time::from_ms(ms)
+    }
+
+    #[test]
+    fn a_key_waits_for_its_own_write_to_come_back() {
+        let mut queue = Queue::default();
+        let behind = cache_at(5, "other");
+        queue.add(job(), at(0));
+        assert!(queue.pop(at(0)).is_some());
+        queue.ran(&job(), 1, 0, at(0));
+        queue.add(job(), at(1));
+        assert!(queue.pop(at(1)).is_none(), "its write is in flight");
+        queue.written(&job(), Ok(Some((job().1, Revision(6)))), &behind, at(2));
+        queue.settle(&behind, at(3));
+        assert!(queue.pop(at(3)).is_none(), "its write has not come back");
+        let sibling = cache_at(6, "sibling");
+        queue.settle(&sibling, at(4));
+        assert!(queue.pop(at(4)).is_none(), "another change of the same revision is not its own");
+        let seen = cache_at(6, "a");
+        assert!(queue.has_settled(&seen));
+        queue.settle(&seen, at(5));
+        assert!(queue.pop(at(5)).is_some());
+    }
+
+    #[test]
+    fn a_write_that_never_comes_back_does_not_stop_its_key_for_ever() {
+        let mut queue = Queue::default();
+        let behind = cache_at(5, "other");
+        queue.add(job(), at(0));
+        queue.pop(at(0)).unwrap();
+        queue.ran(&job(), 1, 0, at(0));
+        queue.written(&job(), Ok(Some((job().1, Revision(6)))), &behind, at(0));
+        queue.add(job(), at(0));
+        let overdue = queue.next().unwrap();
+        assert_eq!(overdue, at(0) + OWN_WRITE_WAIT_MAX_MS);
+        queue.settle(&behind, overdue);
+        assert!(queue.pop(overdue).is_some());
+    }
+
+    #[test]
+    fn refusals_double_the_wait_and_success_ends_it() {
+        let mut queue = Queue::default();
+        let cache = cache_at(1, "a");
+        let mut now = at(0);
+        queue.add(job(), now);
+        for wait in [10, 20, 40, 80] {
+            let (_, history) = queue.pop(now).unwrap();
+            assert_eq!(history.last_fault.is_some(), wait > 10);
+            queue.ran(&job(), 2, 0, now);
+            // Two refusals of one round count once.
+            for _ in 0..2 {
+                queue.written(&job(), Err(WriteFault::Invalid("no".into())), &cache, now);
+            }
+            assert_eq!(queue.next(), Some(now + wait));
+            now = now + wait;
+        }
+        let (_, history) = queue.pop(now).unwrap();
+        assert_eq!(history.failures, 4);
+        queue.ran(&job(), 1, 0, now);
+        queue.written(&job(), Ok(None), &cache, now);
+        queue.add(job(), now);
+        let (_, history) = queue.pop(now).unwrap();
+        assert_eq!((history.failures, history.last_fault), (0, None));
+    }
+
+    #[test]
+    fn a_costly_key_rests_and_an_idle_one_is_forgotten() {
+        let mut queue = Queue::default();
+        queue.add(job(), at(0));
+        queue.pop(at(0)).unwrap();
+        queue.ran(&job(), 0, 2_000, at(0));
+        queue.add(job(), at(1));
+        assert_eq!(queue.next(), Some(at(20)), "ten times two milliseconds");
+        queue.pop(at(20)).unwrap();
+        queue.ran(&job(), 0, 0, at(20));
+        assert!(queue.entries.is_empty(), "nothing is to be remembered");
+    }
+}
