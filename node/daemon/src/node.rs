@@ -27,6 +27,8 @@ use crate::{Config, kubelet, network};
 
 /// How long the tasks of one group may take to end.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
+/// How long peers are told that the connection closes; those that are gone themselves never answer.
+const DRAIN_MAX: Duration = Duration::from_millis(500);
 /// Kubelet streams that wait to be served; then QUIC's own flow control holds the control node back.
 const KUBELET_QUEUE_MAX: usize = 64;
 
@@ -142,23 +144,31 @@ impl Node {
     /// Stops in order and leaves the pods' objects as they are: they resume at the next start.
     pub async fn stop(self) {
         let Node { shared, pods, serving, background, endpoint, fabric, node_ports, quic: _ } = self;
+        let began = tokio::time::Instant::now();
+        let done = |what| tracing::debug!(what, elapsed = ?began.elapsed(), "stopped");
         // No new work from outside…
         if let Some(node_ports) = node_ports {
             node_ports.stop().await;
         }
+        done("node ports");
         // …nobody left who would write that a container ended…
         pods.stop(STOP_DEADLINE).await;
+        done("pods");
         // …then the containers end…
         shared.engine.shutdown().await;
+        done("containers");
         serving.stop(STOP_DEADLINE).await;
+        done("serving");
         background.stop(STOP_DEADLINE).await;
+        done("background");
         // …and the network last.
         fabric.stop().await;
         shared.switch.close();
         endpoint.close();
-        if tokio::time::timeout(STOP_DEADLINE, endpoint.drained()).await.is_err() {
-            tracing::warn!("the QUIC endpoint missed the deadline of its stop");
+        if tokio::time::timeout(DRAIN_MAX, endpoint.drained()).await.is_err() {
+            tracing::debug!("some peers were not told of the stop; their connections time out");
         }
+        done("network");
     }
 }
 
