@@ -322,6 +322,13 @@ impl Cache {
         self.heartbeats.get(node).copied()
     }
 
+    /// Counts every node as heard of at `now`: we were away and could not have heard it.
+    pub(crate) fn hear_all(&mut self, now: Time) {
+        for heard in self.heartbeats.values_mut() {
+            *heard = now;
+        }
+    }
+
     /// Since when pods are bound to a node that does not exist.
     pub(crate) fn missing_since(&self, node: &str) -> Option<Time> {
         self.missing_nodes.get(node).copied()

@@ -21,6 +21,13 @@ const EVENTS_WAITING_MAX: usize = 16_384;
 /// Keys that one wake runs, so that changes are taken in between.
 const RUNS_PER_WAKE_MAX: usize = 256;
 
+/// How often the machine is woken at the least once it acts: what it has not noticed for longer than
+/// [`AWAY_MS`], it slept through.
+const TICK_MS: u64 = 5_000;
+/// A longer silence than this means that we were away (the process was stopped, the machine suspended), and that
+/// silent nodes may have been as well: each gets its whole grace period again.
+const AWAY_MS: u64 = 15_000;
+
 /// What the controllers are told once.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -84,6 +91,15 @@ impl Controllers {
             last_id: 0,
             now: Time::default(),
         }
+    }
+
+    /// Takes note of the time, which never goes back.
+    fn advance(&mut self, now: Time) -> Time {
+        if self.synced && now.ms_since(self.now) > AWAY_MS {
+            self.cache.hear_all(now);
+        }
+        self.now = self.now.max(now);
+        self.now
     }
 
     fn synced(&mut self, now: Time) {
@@ -201,8 +217,7 @@ impl Machine for Controllers {
     type Out = Out;
 
     fn handle(&mut self, now: Time, input: In, _out: &mut Vec<Out>) {
-        self.now = self.now.max(now);
-        let now = self.now;
+        let now = self.advance(now);
         match input {
             In::Changed(change) => {
                 let seen = self.cache.apply(now, &change);
@@ -222,15 +237,15 @@ impl Machine for Controllers {
         if self.may_send_events() || self.queue.has_settled(&self.cache) {
             return Some(self.now);
         }
+        let tick = self.now + TICK_MS;
         if self.in_flight.len() >= WRITES_IN_FLIGHT_MAX {
-            return None;
+            return Some(tick);
         }
-        [self.queue.next(), self.scheduler.next()].into_iter().flatten().min()
+        [self.queue.next(), self.scheduler.next(), Some(tick)].into_iter().flatten().min()
     }
 
     fn wake(&mut self, now: Time, out: &mut Vec<Out>) {
-        self.now = self.now.max(now);
-        let now = self.now;
+        let now = self.advance(now);
         if !self.synced {
             return;
         }

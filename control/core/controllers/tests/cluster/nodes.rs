@@ -67,6 +67,23 @@ fn a_lost_node_is_marked_and_its_pods_move_after_their_toleration() {
 }
 
 #[test]
+fn a_control_plane_that_slept_presumes_nobody_dead() {
+    let mut world = World::new(6, &["n1", "n2"]);
+    world.create(deployment("web", 2, "web:1", json!({})));
+    world.settle();
+    world.dead.insert("n2".into());
+    world.now = world.now + 3_600_000;
+    world.pass(30_000);
+    for node in world.list("nodes") {
+        assert_eq!(condition(&node, "Ready"), "True");
+    }
+    // One that stays silent after we are awake again is lost all the same.
+    world.pass(20_000);
+    assert_eq!(condition(&world.get("nodes", "", "n1").unwrap(), "Ready"), "True");
+    assert_eq!(condition(&world.get("nodes", "", "n2").unwrap(), "Ready"), "Unknown");
+}
+
+#[test]
 fn pods_stay_as_long_as_they_tolerate_it() {
     let key = "example.com/broken";
     for (tolerations, gone_after_s) in [
