@@ -278,6 +278,18 @@ fn a_service_keeps_what_was_given_to_it() {
         (meta::text(&kept, "spec.clusterIP"), &kept["spec"]["ports"][0]["nodePort"]),
         ("10.43.0.9", &json!(30001))
     );
+    let dns: Vec<Tree> =
+        ["TCP", "UDP"].map(|protocol| json!({"port": 53, "name": protocol, "protocol": protocol})).into();
+    let mut numbered = live.clone();
+    meta::set(&mut numbered, "spec.ports", dns.clone());
+    for port in 0..2 {
+        numbered["spec"]["ports"][port]["nodePort"] = json!(30053);
+    }
+    let mut again = numbered.clone();
+    meta::set(&mut again, "spec.ports", dns);
+    (kind.prepare_update)(&mut again, &numbered);
+    let ports = meta::list(&again, "spec.ports").iter().map(|port| meta::int(port, "nodePort"));
+    assert_eq!(ports.collect::<Vec<_>>(), [Some(30053); 2], "one number for two protocols");
     let inward = update(json!({"type": "ClusterIP", "ports": [{"port": 80, "nodePort": 30001}]}));
     assert!(inward["spec"]["ports"][0].get("nodePort").is_none());
     let renamed = update(

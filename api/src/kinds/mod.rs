@@ -67,6 +67,16 @@ pub struct Kind {
     pub allow_unconditional_update: bool,
     /// Whether a PUT to a name that is not there creates the object.
     pub allow_create_on_update: bool,
+    /// Whether addresses and node ports are given to the objects when they are written.
+    pub takes_addresses: bool,
+    /// Whether a deletion answers with the object; the others answer with a `Status`, as upstream does.
+    pub returns_deleted: bool,
+    /// How many seconds the object has to end if a deletion names no time; nothing if it goes at once in any case.
+    pub grace_s: fn(&Tree) -> Option<i64>,
+    /// Shows in the object that its deletion has begun, beside `metadata.deletionTimestamp`.
+    pub mark_deleting: fn(&mut Tree),
+    /// Whether something beside `metadata.finalizers` keeps a deleted object.
+    pub is_held: fn(&Tree) -> bool,
     /// What is wrong with a name, in words; nothing if it is right.
     pub name_faults: fn(&str) -> Vec<String>,
     /// Fills what upstream fills when it is left out.
@@ -353,6 +363,11 @@ const fn plain() -> Kind {
         has_generation: false,
         allow_unconditional_update: true,
         allow_create_on_update: false,
+        takes_addresses: false,
+        returns_deleted: false,
+        grace_s: |_| None,
+        mark_deleting: |_| {},
+        is_held: |_| false,
         name_faults: validate::dns1123_subdomain,
         default: |_| {},
         prepare_create: |_| {},

@@ -21,6 +21,9 @@ pub static NAMESPACE: Kind = Kind {
     // A whole collection of namespaces is too much to delete by one slip.
     verbs: &["create", "delete", "get", "list", "patch", "update", "watch"],
     subresources: &[Subresource::Finalize, Subresource::Status],
+    mark_deleting: |tree| meta::set(tree, "status.phase", "Terminating"),
+    // A namespace goes when its content is gone, which the namespace controller says by emptying this list.
+    is_held: |tree| !meta::list(tree, "spec.finalizers").is_empty(),
     name_faults: validate::dns1123_label,
     default: name_label,
     prepare_create: |tree| {

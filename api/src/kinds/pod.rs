@@ -34,6 +34,8 @@ pub static POD: Kind = Kind {
         Subresource::Status,
     ],
     has_generation: true,
+    returns_deleted: true,
+    grace_s,
     default: defaults::pod,
     prepare_create,
     prepare_update: super::keep_status,
@@ -68,6 +70,16 @@ const COLUMNS: &[Column] = &[
     Column::new("Nominated Node", "The node that room is being made on for the pod.").wide(),
     Column::new("Readiness Gates", "How many readiness gates are passed, of how many.").wide(),
 ];
+
+/// How long a pod has to end when nobody says.
+const GRACE_S: i64 = 30;
+
+/// Only a pod that a node is running needs any time to end.
+fn grace_s(tree: &Tree) -> Option<i64> {
+    let finished = matches!(meta::text(tree, "status.phase"), "Succeeded" | "Failed");
+    let running = !finished && !meta::text(tree, "spec.nodeName").is_empty();
+    running.then(|| meta::int(tree, "spec.terminationGracePeriodSeconds").unwrap_or(GRACE_S))
+}
 
 /// Upstream's strategy together with the built-in admission that every pod goes through: service account, default
 /// tolerations, priority.

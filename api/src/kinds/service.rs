@@ -29,6 +29,8 @@ pub static SERVICE: Kind = Kind {
     schema: "io.k8s.api.core.v1.Service",
     subresources: &[Subresource::Status],
     allow_create_on_update: true,
+    takes_addresses: true,
+    returns_deleted: true,
     name_faults: validate::dns1035_label,
     default,
     prepare_create: |tree| {
@@ -161,11 +163,15 @@ fn keep_node_ports(new: &mut Tree, old: &Tree) {
         let same = |other: &&Tree| ["port", "protocol"].iter().all(|field| other.get(field) == port.get(field));
         meta::list(old, "spec.ports").iter().find(same).and_then(|other| meta::int(other, "nodePort"))
     };
-    let mut used: BTreeSet<i64> =
-        meta::list(new, "spec.ports").iter().filter_map(|port| meta::int(port, "nodePort")).collect();
+    // One number may serve one port a protocol, as DNS has it.
+    let id = |port: &Tree, number: i64| (meta::text(port, "protocol").to_owned(), number);
+    let mut used: BTreeSet<(String, i64)> = meta::list(new, "spec.ports")
+        .iter()
+        .filter_map(|port| meta::int(port, "nodePort").map(|number| id(port, number)))
+        .collect();
     for port in entries(new, "spec.ports") {
         if meta::int(port, "nodePort").unwrap_or(0) == 0
-            && let Some(number) = known(port).filter(|number| used.insert(*number))
+            && let Some(number) = known(port).filter(|number| used.insert(id(port, *number)))
         {
             meta::set(port, "nodePort", number);
         }

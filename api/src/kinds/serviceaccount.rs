@@ -10,6 +10,7 @@ pub static SERVICE_ACCOUNT: Kind = Kind {
     singular: "serviceaccount",
     short_names: &["sa"],
     schema: "io.k8s.api.core.v1.ServiceAccount",
+    returns_deleted: true,
     columns: &[Column::name(), Column::new("Secrets", "How many secrets are listed."), Column::age()],
     cells: |tree, now| {
         let secrets = meta::list(tree, "secrets").len();

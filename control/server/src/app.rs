@@ -89,7 +89,7 @@ impl App {
         dry_run: bool,
         mut plan: impl FnMut(&Context<'_>) -> Result<Plan, ApiError>,
     ) -> Result<Done, ApiError> {
-        let _turn = if kind.kind == "Service" { Some(self.service_turn.lock().await) } else { None };
+        let _turn = if kind.takes_addresses { Some(self.service_turn.lock().await) } else { None };
         let mut plans = 0;
         loop {
             let Plan { txn, reply, code, warnings } = {

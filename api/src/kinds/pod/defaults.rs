@@ -47,7 +47,7 @@ fn pod_spec(spec: &mut Tree) {
         }
     }
     set_text(spec, "restartPolicy", "Always");
-    meta::set_default(spec, "terminationGracePeriodSeconds", 30);
+    meta::set_default(spec, "terminationGracePeriodSeconds", super::GRACE_S);
     set_text(spec, "dnsPolicy", "ClusterFirst");
     // Both spellings of the service account say the same; the newer one rules.
     match (meta::text(spec, "serviceAccountName").to_owned(), meta::text(spec, "serviceAccount").to_owned()) {

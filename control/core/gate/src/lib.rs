@@ -9,8 +9,8 @@
 //!
 //! * Pure: no socket, no clock, no chance. Time and seeds are arguments; the same inputs give the same plan.
 //! * A plan names the revisions that it was decided on. Nothing is decided twice and nothing is written here.
-//! * Kinds are data (`dhow_api::kinds`). Where a kind needs more than its file can say (addresses of Services, grace
-//!   of Pods), it is in one place: `write/service.rs`, `write/delete.rs`, `write/pod.rs`.
+//! * Kinds are data (`dhow_api::kinds`). Where a kind needs more than its file can say (addresses that no other object
+//!   may have, verbs of its own), it is in one place: `write/service.rs`, `write/pod.rs`.
 //!
 //! Absent on purpose: HTTP, sockets, certificates (the server), and what objects mean to each other (the controllers).
 

@@ -1,4 +1,4 @@
-//! DELETE: at once, gracefully (pods), or as soon as nobody's finalizer keeps the object.
+//! DELETE: at once, gracefully, or as soon as nobody's finalizer keeps the object.
 
 use super::{Context, Name, Plan, Reply, details, encode, existing, is_held, put};
 use crate::options::{DeleteOptions, Propagation};
@@ -25,10 +25,10 @@ pub fn delete(ctx: &Context<'_>, kind: &Kind, name: Name<'_>, options: &DeleteOp
             shorten(&mut new, running_s, grace_s);
         }
     } else {
-        mark(ctx, &mut new, grace_s);
+        mark(ctx, kind, &mut new, grace_s);
     }
     let is_over = meta::int(&new, "metadata.deletionGracePeriodSeconds").unwrap_or(0) == 0;
-    if is_over && !is_held(&new) {
+    if is_over && !is_held(kind, &new) {
         return removal(ctx, kind, &old, new);
     }
     if new == old_tree {
@@ -45,7 +45,7 @@ pub fn remove(ctx: &Context<'_>, kind: &Kind, name: Name<'_>, uid: &Uid) -> Resu
     if meta::uid(&tree) != uid.as_str() {
         return Err(ApiError::uid_mismatch(&kind.qualified(), name.name, uid.as_str(), meta::uid(&tree)));
     }
-    if is_held(&tree) {
+    if is_held(kind, &tree) {
         return Err(ApiError::conflict(&kind.resource(), name.name, "the object still has finalizers"));
     }
     removal(ctx, kind, &old, tree)
@@ -63,20 +63,17 @@ fn check_preconditions(kind: &Kind, name: Name<'_>, old: &Object, options: &Dele
     Ok(())
 }
 
-/// How long the object has to end. Only a pod that a node is running needs any time.
+/// How long the object has to end.
 fn grace_s(kind: &Kind, tree: &Tree, asked: Option<i64>) -> i64 {
-    let finished = matches!(meta::text(tree, "status.phase"), "Succeeded" | "Failed");
-    if kind.kind != "Pod" || finished || meta::text(tree, "spec.nodeName").is_empty() {
-        return 0;
-    }
-    match asked.or_else(|| meta::int(tree, "spec.terminationGracePeriodSeconds")).unwrap_or(30) {
+    let Some(own_s) = (kind.grace_s)(tree) else { return 0 };
+    match asked.unwrap_or(own_s) {
         // Kubernetes reads a negative time as "almost at once".
         negative if negative < 0 => 1,
         grace_s => grace_s,
     }
 }
 
-fn mark(ctx: &Context<'_>, tree: &mut Tree, grace_s: i64) {
+fn mark(ctx: &Context<'_>, kind: &Kind, tree: &mut Tree, grace_s: i64) {
     let end = ctx.now + u64::try_from(grace_s).unwrap_or(0).saturating_mul(1000);
     meta::set(tree, "metadata.deletionTimestamp", end.to_rfc3339());
     meta::set(tree, "metadata.deletionGracePeriodSeconds", grace_s);
@@ -84,9 +81,7 @@ fn mark(ctx: &Context<'_>, tree: &mut Tree, grace_s: i64) {
     if generation > 0 {
         meta::set_generation(tree, generation + 1);
     }
-    if meta::kind(tree) == "Namespace" {
-        meta::set(tree, "status.phase", "Terminating");
-    }
+    (kind.mark_deleting)(tree);
 }
 
 fn shorten(tree: &mut Tree, running_s: i64, grace_s: i64) {
@@ -123,15 +118,9 @@ fn set_propagation_finalizers(tree: &mut Tree, propagation: Option<Propagation>)
     }
 }
 
-/// Kinds whose deletion answers with the object; the others answer with a `Status`, as upstream does.
-const ANSWERS_WITH_OBJECT: [&str; 3] = ["Pod", "Service", "ServiceAccount"];
-
 fn removal(ctx: &Context<'_>, kind: &Kind, old: &Object, last: Tree) -> Result<Plan, ApiError> {
-    let reply = if ANSWERS_WITH_OBJECT.contains(&kind.kind) {
-        Reply::Tree(last.clone())
-    } else {
-        Reply::Tree(success(&details(kind, &last)))
-    };
+    let reply =
+        if kind.returns_deleted { Reply::Tree(last.clone()) } else { Reply::Tree(success(&details(kind, &last))) };
     if ctx.dry_run {
         return Ok(Plan::answer(reply, 200));
     }

@@ -257,11 +257,9 @@ fn strip_server_fields(tree: &mut Tree) {
     }
 }
 
-/// Whether something beside `metadata.finalizers` keeps a deleted object: a namespace goes when its content is gone,
-/// which the namespace controller says by emptying `spec.finalizers`.
-fn is_held(tree: &Tree) -> bool {
-    !meta::finalizers(tree).is_empty()
-        || (meta::kind(tree) == "Namespace" && !meta::list(tree, "spec.finalizers").is_empty())
+/// Whether something keeps a deleted object.
+fn is_held(kind: &Kind, tree: &Tree) -> bool {
+    !meta::finalizers(tree).is_empty() || (kind.is_held)(tree)
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! Addresses and ports of Services: given out here, kept on update, never given twice.
+//! Addresses and ports of Services: given out here, never given twice. Which of them an update keeps is said in the
+//! kind's own file.
 //!
 //! Two services that are planned at the same moment could choose the same address; who runs plans lets only one
 //! service be planned and written at a time.
@@ -16,43 +17,6 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-/// Takes over on update what a client has left out because the server chose it: addresses and node ports; and drops
-/// what the new type of the service has no use for.
-pub(super) fn inherit(kind: &Kind, new: &mut Tree, old: &Tree) {
-    if kind.kind != "Service" {
-        return;
-    }
-    match (wants_address(old), wants_address(new)) {
-        (true, true)
-            if meta::text(new, "spec.clusterIP").is_empty() && meta::list(new, "spec.clusterIPs").is_empty() =>
-        {
-            for field in ["spec.clusterIP", "spec.clusterIPs"] {
-                if let Some(value) = meta::at(old, field) {
-                    meta::set(new, field, value.clone());
-                }
-            }
-        }
-        (true, false) if meta::at(new, "spec.clusterIP") == meta::at(old, "spec.clusterIP") => {
-            for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-                meta::remove(new, &format!("spec.{field}"));
-            }
-        }
-        _ => {}
-    }
-    let (old_wants, new_wants) = (wants_node_ports(old), wants_node_ports(new));
-    let old_ports = meta::list(old, "spec.ports").to_vec();
-    let Some(ports) = meta::at_mut(new, "spec.ports").and_then(Tree::as_array_mut) else { return };
-    for port in ports {
-        let same = old_ports.iter().find(|old| port_id(old) == port_id(port));
-        let (given, before) = (node_port(port), same.map_or(0, node_port));
-        if old_wants && new_wants && given == 0 && before != 0 {
-            meta::set(port, "nodePort", before);
-        } else if old_wants && !new_wants && given == before {
-            meta::remove(port, "nodePort");
-        }
-    }
-}
-
 /// Gives a Service what it needs and has not; refuses what it asks for and cannot have.
 pub(super) fn allocate(
     ctx: &Context<'_>,
@@ -61,10 +25,10 @@ pub(super) fn allocate(
     old: Option<&Tree>,
     rng: &mut Rng,
 ) -> Result<(), ApiError> {
-    if kind.kind != "Service" {
+    if !kind.takes_addresses {
         return Ok(());
     }
-    let others: Vec<Arc<Object>> = if needs_look(tree, old) { ctx.view.list("services") } else { return Ok(()) };
+    let others: Vec<Arc<Object>> = if needs_look(tree, old) { ctx.view.list(&kind.resource()) } else { return Ok(()) };
     let uid = meta::uid(tree);
     let others: Vec<Tree> = others.iter().filter(|o| o.index.uid != uid).map(|o| o.tree()).collect();
     let mut faults = Faults::new();
@@ -74,7 +38,7 @@ pub(super) fn allocate(
     if wants_node_ports(tree) {
         allocate_node_ports(&ctx.services, tree, &others, rng, &mut faults);
     }
-    if faults.is_empty() { Ok(()) } else { Err(ApiError::invalid("Service", meta::name(tree), &faults)) }
+    if faults.is_empty() { Ok(()) } else { Err(ApiError::invalid(&kind.qualified(), meta::name(tree), &faults)) }
 }
 
 /// Whether anything has to be given out or checked: not when addresses and ports are those of before.
@@ -112,10 +76,6 @@ fn protocol(port: &Tree) -> &str {
         "" => "TCP",
         protocol => protocol,
     }
-}
-
-fn port_id(port: &Tree) -> (&str, Option<i64>) {
-    (protocol(port), meta::int(port, "port"))
 }
 
 fn allocate_address(ranges: &ServiceRanges, tree: &mut Tree, others: &[Tree], rng: &mut Rng, faults: &mut Faults) {

@@ -151,7 +151,6 @@ fn write(
     match part {
         Part::Main => {
             (kind.default)(&mut new);
-            service::inherit(kind, &mut new, old_tree);
             (kind.prepare_update)(&mut new, old_tree);
             kind.check_update(&new, old_tree)?;
             service::allocate(ctx, kind, &mut new, Some(old_tree), &mut Rng::new(ctx.seed))?;
@@ -170,13 +169,13 @@ fn write(
             }
         }
     }
-    store(ctx, old, old_tree, new)
+    store(ctx, kind, old, old_tree, new)
 }
 
 /// Plans to store what has changed.
-fn store(ctx: &Context<'_>, old: &Object, old_tree: &Tree, new: Tree) -> Result<Plan, ApiError> {
+fn store(ctx: &Context<'_>, kind: &Kind, old: &Object, old_tree: &Tree, new: Tree) -> Result<Plan, ApiError> {
     let is_over = meta::is_deleting(&new) && meta::int(&new, "metadata.deletionGracePeriodSeconds").unwrap_or(0) == 0;
-    if is_over && !is_held(&new) {
+    if is_over && !is_held(kind, &new) {
         let op = Op::Delete {
             key: old.key.clone(),
             expect: Expect::At(old.revision),
