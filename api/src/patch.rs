@@ -10,8 +10,13 @@ pub use strategic::strategic;
 
 /// Most operations in one JSON patch: upstream's limit.
 pub const OPERATIONS_MAX: usize = 10_000;
-/// Deepest nesting of a merge patch, so that a hostile one cannot exhaust the stack.
-const DEPTH_MAX: usize = 512;
+/// How much the operations of one JSON patch may copy and move, in bytes: upstream's limit for copies, which is that of a
+/// body. Without it a few operations that copy a map into itself fill the memory.
+const CARRIED_BYTES_MAX: usize = 3 << 20;
+/// What a value counts for beside its text.
+const VALUE_BYTES: usize = 8;
+/// How deep a patch may reach, so that a hostile one cannot exhaust the stack: about as deep as the readers take a body.
+const DEPTH_MAX: usize = 120;
 
 /// Applies a JSON patch. An operation that cannot be done is a 422, a patch that is none a 400.
 pub fn json(old: &Tree, ops: &Tree) -> Result<Tree, ApiError> {
@@ -26,6 +31,7 @@ pub fn json(old: &Tree, ops: &Tree) -> Result<Tree, ApiError> {
         return Err(ApiError::new(413, crate::status::Reason::RequestEntityTooLarge, message));
     }
     let mut tree = old.clone();
+    let mut carried = 0;
     for op in ops {
         let Some(op) = op.as_object() else {
             let found = go_type(op);
@@ -33,7 +39,7 @@ pub fn json(old: &Tree, ops: &Tree) -> Result<Tree, ApiError> {
                 "json: cannot unmarshal {found} into Go value of type handlers.jsonPatchOp"
             )));
         };
-        apply(&mut tree, op).ok_or_else(ApiError::rejected)?;
+        apply(&mut tree, op, &mut carried).ok_or_else(ApiError::rejected)?;
     }
     Ok(tree)
 }
@@ -53,8 +59,8 @@ fn go_type(tree: &Tree) -> &'static str {
     }
 }
 
-/// Does one operation, or gives nothing when it cannot be done.
-fn apply(tree: &mut Tree, op: &Map<String, Tree>) -> Option<()> {
+/// Does one operation, or gives nothing when it cannot be done. `carried` is how much was copied and moved so far.
+fn apply(tree: &mut Tree, op: &Map<String, Tree>, carried: &mut usize) -> Option<()> {
     let path = pointer(op.get("path")?.as_str()?)?;
     match op.get("op")?.as_str()? {
         "add" => add(tree, &path, op.get("value")?.clone()),
@@ -70,20 +76,39 @@ fn apply(tree: &mut Tree, op: &Map<String, Tree>) -> Option<()> {
                 return None;
             }
             let value = remove(tree, &from)?;
+            carry(&value, path.len(), carried)?;
             add(tree, &path, value)
         }
         "copy" => {
             let from = pointer(op.get("from")?.as_str()?)?;
-            let value = find(tree, &from)?.clone();
+            let value = &*find(tree, &from)?;
+            carry(value, path.len(), carried)?;
+            let value = value.clone();
             add(tree, &path, value)
         }
         "test" => {
             let wanted = op.get("value").unwrap_or(&Tree::Null);
             // A test for null holds for what is not there, as upstream's library has it.
-            let found = find(tree, &path).map_or(Tree::Null, |found| found.clone());
-            same(&found, wanted).then_some(())
+            same(find(tree, &path).map_or(&Tree::Null, |found| &*found), wanted).then_some(())
         }
         _ => None,
+    }
+}
+
+/// Takes the size of a value from what may be carried, unless it is too much or would stand too deep.
+fn carry(value: &Tree, depth: usize, carried: &mut usize) -> Option<()> {
+    // A value without text takes its place in memory too.
+    *carried += VALUE_BYTES + value.as_str().map_or(0, str::len);
+    if *carried > CARRIED_BYTES_MAX || depth > DEPTH_MAX {
+        return None;
+    }
+    match value {
+        Tree::Array(list) => list.iter().try_for_each(|value| carry(value, depth + 1, carried)),
+        Tree::Object(map) => map.iter().try_for_each(|(key, value)| {
+            *carried += key.len();
+            carry(value, depth + 1, carried)
+        }),
+        _ => Some(()),
     }
 }
 
@@ -134,7 +159,7 @@ fn add(tree: &mut Tree, path: &[String], value: Tree) -> Option<()> {
         *tree = value;
         return Some(());
     };
-    match find(tree, parents)? {
+    match find(tree, parents).filter(|_| path.len() <= DEPTH_MAX)? {
         Tree::Object(map) => {
             map.insert(last.clone(), value);
         }
@@ -223,6 +248,17 @@ mod tests {
         ];
         for op in impossible {
             assert_eq!(json(&old, &json!([op])).unwrap_err(), ApiError::rejected(), "{op}");
+        }
+        let doubling = json!({"op": "copy", "from": "/a/b", "path": "/a/b/-"});
+        let wrapping = [("add", "", "/c"), ("move", "/a", "/c/a"), ("move", "/c", "/a")]
+            .map(|(op, from, path)| json!({"op": op, "from": from, "path": path, "value": {}}));
+        let ever_bigger = Tree::from(vec![doubling; 100]);
+        let ever_deeper = Tree::from(wrapping.iter().cycle().take(3 * 200).cloned().collect::<Vec<_>>());
+        let wide = json!({"a": {"text": "x".repeat(100_000)}});
+        let ever_wider: Vec<_> =
+            (0..100).map(|n| json!({"op": "copy", "from": "/a/text", "path": format!("/a/{n}")})).collect();
+        for (old, ops) in [(&old, &ever_bigger), (&old, &ever_deeper), (&wide, &Tree::from(ever_wider))] {
+            assert_eq!(json(old, ops).unwrap_err(), ApiError::rejected());
         }
         assert_eq!(
             json(&old, &json!({"op": "replace"})).unwrap_err().message,

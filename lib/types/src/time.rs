@@ -21,7 +21,7 @@ impl Time {
 
     /// From whole seconds since the Unix epoch.
     pub const fn from_secs(secs: i64) -> Self {
-        Self(secs * 1000)
+        Self(secs.saturating_mul(1000))
     }
 
     /// Milliseconds since the Unix epoch.
@@ -31,7 +31,7 @@ impl Time {
 
     /// How many milliseconds `self` is after `earlier`; zero if it is not after it.
     pub const fn ms_since(self, earlier: Time) -> u64 {
-        if self.0 > earlier.0 { (self.0 - earlier.0) as u64 } else { 0 }
+        if self.0 > earlier.0 { self.0.wrapping_sub(earlier.0) as u64 } else { 0 }
     }
 
     /// `metav1.Time`: whole seconds, `2026-01-02T15:04:05Z`.

@@ -63,13 +63,16 @@ fn check_preconditions(kind: &Kind, name: Name<'_>, old: &Object, options: &Dele
     Ok(())
 }
 
+/// The longest time to end, some 68 years; what ends later than RFC 3339 can write could not be read again.
+const GRACE_S_MAX: i64 = i32::MAX as i64;
+
 /// How long the object has to end.
 fn grace_s(kind: &Kind, tree: &Tree, asked: Option<i64>) -> i64 {
     let Some(own_s) = (kind.grace_s)(tree) else { return 0 };
     match asked.unwrap_or(own_s) {
         // Kubernetes reads a negative time as "almost at once".
         negative if negative < 0 => 1,
-        grace_s => grace_s,
+        grace_s => grace_s.min(GRACE_S_MAX),
     }
 }
 

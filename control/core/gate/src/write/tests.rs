@@ -279,6 +279,12 @@ fn a_running_pod_is_deleted_gracefully() {
     let now = DeleteOptions { grace_s: Some(0), ..DeleteOptions::default() };
     cluster.delete("pods", "p", &now).unwrap();
     assert_eq!(cluster.get("pods", "p"), None);
+
+    cluster.create("pods", pod("p")).unwrap();
+    cluster.run(|ctx| bind(ctx, kind, name, &binding)).unwrap();
+    let never = DeleteOptions { grace_s: Some(i64::MAX), ..DeleteOptions::default() };
+    let going = cluster.delete("pods", "p", &never).unwrap();
+    assert!(meta::deletion_timestamp(&going).is_some(), "a time that clients can read");
 }
 
 #[test]
