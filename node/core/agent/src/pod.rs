@@ -30,6 +30,12 @@ use crate::status::{Conditions, Report};
 const CREATING_WRITE_MS: u64 = 1_500;
 /// How long "running but not ready" may stay unwritten, for the same reason.
 const RUNNING_WRITE_MS: u64 = 300;
+/// How long a pod that was ready before this agent was started may be called so: most run again before, and need no
+/// status that says that they don't.
+const REGAIN_MS: u64 = 1_000;
+/// How long the stored conditions may differ from the pod's before they are written again: they come by a watch, which
+/// may lag behind this agent's own writes.
+const AMEND_MS: u64 = 1_000;
 /// How long `ErrImagePull` is shown before it becomes `ImagePullBackOff`.
 const ERR_IMAGE_PULL_SHOWN_MS: u64 = 2_000;
 /// How long a pod's containers may take to end when its object is gone: nobody waits for them.
@@ -89,6 +95,9 @@ pub(crate) struct PodRun {
     pub(crate) start_time: Time,
     pub(crate) conditions: Conditions,
     report: Report,
+    /// Someone else changed conditions that are this agent's to write.
+    overruled: bool,
+    amend_backoff: Backoff,
     deletion: Deletion,
     delete_backoff: Backoff,
     wake: Option<Time>,
@@ -112,6 +121,8 @@ impl PodRun {
             start_time,
             conditions: Conditions::of(status),
             report: Report::new(),
+            overruled: false,
+            amend_backoff: Backoff::writes(),
             deletion: Deletion::Open { until: None },
             delete_backoff: Backoff::writes(),
             wake: None,
@@ -120,6 +131,9 @@ impl PodRun {
         if !archived {
             this.containers = adopt(now, &this.pod);
             this.report.touch_later(now + CREATING_WRITE_MS);
+            if this.conditions.ready() {
+                this.report.touch(now + REGAIN_MS);
+            }
         }
         this
     }
@@ -463,9 +477,22 @@ impl PodRun {
         if self.spec().is_some_and(|s| s.readiness_gates.as_ref().is_some_and(|g| !g.is_empty())) {
             self.report.touch(now);
         }
+        self.compare(now);
         for at in 0..self.containers.len() {
             self.renew_if_changed(at, now, out);
         }
+    }
+
+    /// Who cannot hear this node says that its pods are not ready; that is to be taken back. Two that never agree cost
+    /// a write each ten seconds.
+    fn compare(&mut self, now: Time) {
+        let stored = self.pod.status.as_ref();
+        let overruled = self.report.told() && !self.deleting() && self.conditions.differ(stored);
+        if overruled && !self.overruled {
+            let wait_ms = self.amend_backoff.wait_after_end(now).max(AMEND_MS);
+            self.report.touch_later(now + wait_ms);
+        }
+        self.overruled = overruled;
     }
 
     /// A running container whose image was changed is restarted.
@@ -718,6 +745,10 @@ impl PodRun {
         }
         match self.report.due(waiting) {
             Some(due) if self.due(Some(due), now) => {
+                if std::mem::take(&mut self.overruled) {
+                    self.amend_backoff.attempt(now);
+                    self.conditions.concede(self.pod.status.as_ref());
+                }
                 let status = self.status(now, config);
                 if self.report.begin(&status) {
                     out.push(Out::WriteStatus { pod: self.reference(), status });

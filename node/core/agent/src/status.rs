@@ -4,7 +4,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 
 use dhow_types::Time;
-use k8s_openapi::api::core::v1::PodStatus;
+use k8s_openapi::api::core::v1::{PodCondition, PodStatus};
 use serde_json::{Map, Value, json};
 
 use crate::agent::Config;
@@ -75,6 +75,11 @@ impl Report {
         Some(self.retry.map_or(due, |retry| due.max(retry)))
     }
 
+    /// Whether the API server has a status of this agent.
+    pub(crate) fn told(&self) -> bool {
+        self.written.is_some()
+    }
+
     /// Whether all there was to write is written.
     pub(crate) fn settled(&self) -> bool {
         self.gone || (self.due.is_none() && self.due_later.is_none() && !self.in_flight)
@@ -113,6 +118,14 @@ impl Report {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Conditions(Vec<Condition>);
 
+/// The conditions that this agent writes.
+const READY_TO_START: &str = "PodReadyToStartContainers";
+const INITIALIZED: &str = "Initialized";
+const READY: &str = "Ready";
+const CONTAINERS_READY: &str = "ContainersReady";
+const SCHEDULED: &str = "PodScheduled";
+const OWNED: [&str; 5] = [READY_TO_START, INITIALIZED, READY, CONTAINERS_READY, SCHEDULED];
+
 #[derive(Clone, Debug)]
 struct Condition {
     name: String,
@@ -132,6 +145,24 @@ impl Conditions {
             Some(Condition { name: c.type_.clone(), holds, since, failed_once: !holds })
         });
         Self(list.collect())
+    }
+
+    /// Whether `stored` has another opinion on a condition that this agent writes. Such a condition is there, since it
+    /// was written; who took it away is to see it again.
+    pub(crate) fn differ(&self, stored: Option<&PodStatus>) -> bool {
+        let stored: Vec<_> = stored.and_then(|s| s.conditions.as_ref()).into_iter().flatten().collect();
+        let same = |own: &Condition, c: &PodCondition| c.type_ == own.name && (c.status == "True") == own.holds;
+        self.0.iter().filter(|own| OWNED.contains(&own.name.as_str())).any(|own| !stored.iter().any(|c| same(own, c)))
+    }
+
+    /// Takes over what `stored` says, so that the next status counts what it changes from now on.
+    pub(crate) fn concede(&mut self, stored: Option<&PodStatus>) {
+        *self = Self::of(stored);
+    }
+
+    /// Whether readiness is claimed.
+    pub(crate) fn ready(&self) -> bool {
+        self.0.iter().any(|c| c.holds && [READY, CONTAINERS_READY].contains(&c.name.as_str()))
     }
 
     /// The condition with this status; it has it since `now` if it is new.
@@ -246,11 +277,11 @@ impl PodRun {
         };
         let sandbox = (!self.sandboxed()).then(|| Unmet { reason: "", message: String::new() });
         [
-            ("PodReadyToStartContainers", sandbox),
-            ("Initialized", initialized),
-            ("Ready", ready),
-            ("ContainersReady", containers),
-            ("PodScheduled", None),
+            (READY_TO_START, sandbox),
+            (INITIALIZED, initialized),
+            (READY, ready),
+            (CONTAINERS_READY, containers),
+            (SCHEDULED, None),
         ]
         .into_iter()
         .map(|(name, unmet)| condition(&mut self.conditions, now, name, unmet))

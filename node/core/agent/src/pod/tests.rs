@@ -144,6 +144,9 @@ impl Sim {
                 Some(In::SandboxRemoved(uid))
             }
             Out::WriteStatus { status, .. } => {
+                if self.api == Written::Ok {
+                    self.store(&status);
+                }
                 self.statuses.push(status);
                 Some(In::StatusWritten { uid, outcome: self.api })
             }
@@ -156,6 +159,29 @@ impl Sim {
                 None
             }
         }
+    }
+
+    /// What a strategic merge patch leaves: conditions of others stay, what is null goes.
+    fn store(&mut self, written: &Value) {
+        let mut status = written.clone();
+        let own = status["conditions"].as_array_mut().unwrap();
+        for condition in own.iter_mut() {
+            condition.as_object_mut().unwrap().retain(|_, value| !value.is_null());
+        }
+        for other in self.pod["status"]["conditions"].as_array().into_iter().flatten() {
+            if own.iter().all(|c| c["type"] != other["type"]) {
+                own.push(other.clone());
+            }
+        }
+        self.pod["status"] = status;
+    }
+
+    /// Someone else writes a condition, and the agent sees it.
+    fn overrule(&mut self, name: &str, status: &str) {
+        self.change(|pod| {
+            let list = pod["status"]["conditions"].as_array_mut().unwrap();
+            list.iter_mut().find(|c| c["type"] == name).unwrap()["status"] = json!(status);
+        });
     }
 
     fn wishes(&mut self) -> Vec<String> {
@@ -606,6 +632,81 @@ fn late_news_of_an_earlier_attempt_are_ignored() {
     probe.container = "nope".into();
     sim.feed(In::Started { at: probe, attempt: 0 });
     assert_eq!(sim.wishes(), ["start c 0", "start c 1"]);
+}
+
+#[test]
+fn conditions_that_someone_else_changed_are_written_again() {
+    let mut sim = Sim::new(pod(json!({})));
+    sim.apply();
+    sim.pass(60_000);
+    assert_eq!(sim.statuses.len(), 1);
+    let since = sim.status()["conditions"][2]["lastTransitionTime"].clone();
+    sim.overrule("Ready", "False");
+    sim.pass(5_000);
+    assert_eq!((sim.statuses.len(), sim.condition("Ready")), (2, "True -".to_owned()));
+    assert_ne!(sim.status()["conditions"][2]["lastTransitionTime"], since);
+    // The agent's own write comes back by the watch, and a change of something else: no reason to write.
+    sim.apply();
+    sim.change(|pod| pod["metadata"]["labels"] = json!({"a": "b"}));
+    sim.pass(600_000);
+    assert_eq!(sim.statuses.len(), 2);
+    // A condition of someone else is theirs.
+    sim.change(|pod| {
+        pod["status"]["conditions"].as_array_mut().unwrap().push(json!({"type": "x/y", "status": "True"}))
+    });
+    sim.pass(600_000);
+    assert_eq!(sim.statuses.len(), 2);
+}
+
+#[test]
+fn a_watch_that_lags_causes_no_writes() {
+    let mut sim = Sim::new(pod(json!({"readinessGates": []})));
+    sim.apply();
+    let first = sim.pod.clone();
+    sim.pass(60_000);
+    let written = std::mem::replace(&mut sim.pod, first);
+    sim.apply();
+    sim.pass(AMEND_MS / 2);
+    sim.pod = written;
+    sim.apply();
+    sim.pass(600_000);
+    assert_eq!(sim.statuses.len(), 1);
+}
+
+#[test]
+fn two_that_never_agree_write_ever_more_rarely() {
+    let mut sim = Sim::new(pod(json!({})));
+    sim.apply();
+    for _ in 0..600 {
+        sim.overrule("Ready", "False");
+        sim.pass(100);
+    }
+    let writes = sim.statuses.len();
+    assert!((2..=14).contains(&writes), "{writes} writes in a minute");
+}
+
+#[test]
+fn after_a_restart_of_the_agent_no_pod_is_called_ready_for_long() {
+    let ready = json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True",
+        "lastTransitionTime": "2026-01-02T15:04:05Z"}]});
+    let mut pod = pod(json!({}));
+    pod["status"] = ready;
+    // One that runs again at once needs one write.
+    let mut sim = Sim::new(pod.clone());
+    sim.apply();
+    sim.pass(60_000);
+    assert_eq!((sim.statuses.len(), sim.condition("Ready")), (1, "True -".to_owned()));
+    // One that doesn't is reported as it is.
+    let mut sim = Sim::new(pod);
+    sim.pull = Err(PullFault::NotPresent);
+    let mut out = Vec::new();
+    let object: Pod = serde_json::from_value(sim.pod.clone()).unwrap();
+    sim.agent.handle(sim.now, In::Pod(Arc::new(object)), &mut out);
+    assert!(matches!(out.as_slice(), [Out::SetUp(_)]));
+    sim.pass(REGAIN_MS - 1);
+    assert!(sim.statuses.is_empty());
+    sim.pass(1);
+    assert_eq!((sim.statuses.len(), sim.condition("Ready")), (1, "False ContainersNotReady".to_owned()));
 }
 
 #[test]
