@@ -14,6 +14,7 @@ use dhow_tasks::Stop;
 use dhow_types::Chain;
 use tokio::sync::oneshot;
 
+use crate::register::Standing;
 use crate::runner::Shared;
 
 const RETRY_MIN: Duration = Duration::from_millis(100);
@@ -26,23 +27,34 @@ struct Feed {
     path: &'static str,
     update: fn(&Tree) -> Result<Update, MeshError>,
     gone: fn(&str, &str) -> Update,
-    links: bool,
+    kind: Kind,
+}
+
+/// What else than the tables is made of such an object.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Service,
+    Slice,
+    Node,
 }
 
 const FEEDS: [(&str, Feed); 3] = [
-    ("services", Feed { path: "/api/v1/services", update: Update::service, gone: Update::service_gone, links: true }),
+    (
+        "services",
+        Feed { path: "/api/v1/services", update: Update::service, gone: Update::service_gone, kind: Kind::Service },
+    ),
     (
         "endpointslices",
         Feed {
             path: "/apis/discovery.k8s.io/v1/endpointslices",
             update: Update::slice,
             gone: Update::slice_gone,
-            links: false,
+            kind: Kind::Slice,
         },
     ),
     (
         "nodes",
-        Feed { path: "/api/v1/nodes", update: Update::node, gone: |_, name| Update::node_gone(name), links: false },
+        Feed { path: "/api/v1/nodes", update: Update::node, gone: |_, name| Update::node_gone(name), kind: Kind::Node },
     ),
 ];
 
@@ -103,21 +115,33 @@ fn apply(shared: &Shared, feed: &Feed, tree: &Tree) {
         Ok(update) => shared.switch.apply(update),
         Err(err) => tracing::warn!(err = %Chain(&err), "an object cannot be understood and is left out of the network"),
     }
-    if feed.links {
-        let (namespace, name) = name_of(tree);
-        let key = format!("{namespace}/{name}");
-        edit_links(shared, |links| match ServiceLink::of(tree) {
-            Some(link) => links.insert(key, Arc::new(link)),
-            None => links.remove(&key),
-        });
+    let (namespace, name) = name_of(tree);
+    match feed.kind {
+        Kind::Service => {
+            let key = format!("{namespace}/{name}");
+            edit_links(shared, |links| match ServiceLink::of(tree) {
+                Some(link) => links.insert(key, Arc::new(link)),
+                None => links.remove(&key),
+            });
+        }
+        Kind::Node if name == shared.node.as_str() => stand(shared, Standing::of(tree)),
+        Kind::Node | Kind::Slice => {}
     }
 }
 
 fn remove(shared: &Shared, feed: &Feed, (namespace, name): &(String, String)) {
     shared.switch.apply((feed.gone)(namespace, name));
-    if feed.links {
-        edit_links(shared, |links| links.remove(&format!("{namespace}/{name}")));
+    match feed.kind {
+        Kind::Service => {
+            edit_links(shared, |links| links.remove(&format!("{namespace}/{name}")));
+        }
+        Kind::Node if *name == shared.node.as_str() => stand(shared, Standing::Unknown),
+        Kind::Node | Kind::Slice => {}
     }
+}
+
+fn stand(shared: &Shared, standing: Standing) {
+    shared.standing.send_replace(standing);
 }
 
 fn edit_links<R>(shared: &Shared, edit: impl FnOnce(&mut BTreeMap<String, Arc<ServiceLink>>) -> R) {

@@ -14,13 +14,13 @@ use dhow_quic::{Endpoint, Fabric, KubeletStream, QuicError, Tls};
 use dhow_switch::{NodePortEvent, NodePorts, Switch};
 use dhow_tasks::{Stop, Tasks};
 use dhow_types::Chain;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::events::Recorder;
 use crate::images::Images;
 use crate::layout::Layout;
 use crate::objects::ObjectReader;
-use crate::register::{Capacity, Registration};
+use crate::register::{Capacity, Registration, Standing};
 use crate::runner::{DISK_WORK_MAX, Shared, keep_running, refresh_volumes};
 use crate::sandbox::Sandboxes;
 use crate::{Config, kubelet, network};
@@ -104,6 +104,7 @@ impl Node {
 
         let (pods, serving, background) = (Tasks::new("pods"), Tasks::new("serving"), Tasks::new("background"));
         let capacity = Capacity::of_host(&data_dir);
+        let (standing, stands) = watch::channel(Standing::default());
         let shared = Arc::new(Shared {
             node: name.clone(),
             host_ip: node_ip,
@@ -115,6 +116,7 @@ impl Node {
             objects: ObjectReader::new(client.clone()),
             links: RwLock::new(BTreeMap::new()),
             sandboxes: Sandboxes::default(),
+            standing,
             events: Recorder::start(&background, client.clone(), name.clone()),
             disk: Semaphore::new(DISK_WORK_MAX),
             allow_host_paths,
@@ -130,7 +132,7 @@ impl Node {
         serving.spawn("control connection", connected);
         let kubelet = kubelet::serve(shared.clone(), serving.clone(), kubelet_queue, serving.stop_token());
         serving.spawn("kubelet", kubelet);
-        let registration = Registration { client, node: name, node_ip, quic, capacity };
+        let registration = Registration { client, node: name, node_ip, quic, capacity, standing: stands };
         let run = run(shared.clone(), registration, pods.clone(), background.clone());
         pods.spawn("start", run);
         Ok(Node { shared, pods, serving, background, endpoint, fabric, node_ports, quic })
@@ -196,7 +198,7 @@ async fn run(shared: Arc<Shared>, registration: Registration, pods: Tasks, backg
     }
     pods.spawn("volumes", refresh_volumes(shared.clone(), stop.clone()));
     pods.spawn("runner", keep_running(shared, ipam, stop));
-    let heartbeat = registration.keep(background.stop_token());
+    let heartbeat = registration.keep(cidr, background.stop_token());
     background.spawn("heartbeat", heartbeat);
 }
 

@@ -9,6 +9,7 @@ use dhow_client::{Client, ClientError, Event, PatchType, resource_path};
 use dhow_tasks::Stop;
 use dhow_types::{Chain, NodeName, Time};
 use serde_json::json;
+use tokio::sync::watch;
 
 use crate::clock::now;
 use crate::events::node_event;
@@ -18,6 +19,9 @@ const LEASE_EVERY: Duration = Duration::from_secs(10);
 const LEASE_S: u32 = 40;
 /// The status is written when it changed, and now and then so that nobody takes it for abandoned.
 const STATUS_EVERY: Duration = Duration::from_secs(300);
+/// Between two writes because the stored status is another, so that a watch that lags, or someone who disagrees, does
+/// not cost more.
+const AMEND_MIN: Duration = Duration::from_secs(1);
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// More pods than this were never measured on one node.
@@ -30,6 +34,21 @@ const MAPPINGS_SHARE_PERCENT: u64 = 80;
 const MAX_MAP_COUNT_DEFAULT: u64 = 65_530;
 /// Memory that is kept for the agent itself.
 const RESERVED_MEMORY: u64 = 100 * 1024 * 1024;
+
+/// What nodes of this kind call themselves, so that charts which ask for `kubernetes.io/os: linux` find a place. What
+/// a pod finds in its container is Wasm whatever the host is: that is told by the label `dhow.dev/runtime`.
+const OS: &str = "linux";
+
+/// The host's processor, in the words of Kubernetes, which are Go's.
+fn arch(rust: &str) -> &str {
+    match rust {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        "powerpc64" if cfg!(target_endian = "little") => "ppc64le",
+        other => other,
+    }
+}
 
 /// What the host has to give.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,6 +100,27 @@ fn storage_of(dir: &Path) -> u64 {
     bytes
 }
 
+/// How the API server knows this node, as the watch of nodes shows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// As it describes itself, or not seen yet.
+    #[default]
+    Well,
+    /// Not as ready: it was not heard for a while.
+    Doubted,
+    /// Not at all: its object was deleted.
+    Unknown,
+}
+
+impl Standing {
+    /// What a Node object says.
+    pub(crate) fn of(node: &Tree) -> Self {
+        let conditions = node.pointer("/status/conditions").and_then(Tree::as_array).into_iter().flatten();
+        let ready = conditions.filter(|c| c["type"] == "Ready").any(|c| c["status"] == "True");
+        if ready { Standing::Well } else { Standing::Doubted }
+    }
+}
+
 /// This node.
 #[derive(Clone)]
 pub(crate) struct Registration {
@@ -89,6 +129,7 @@ pub(crate) struct Registration {
     pub(crate) node_ip: IpAddr,
     pub(crate) quic: SocketAddr,
     pub(crate) capacity: Capacity,
+    pub(crate) standing: watch::Receiver<Standing>,
 }
 
 impl Registration {
@@ -99,7 +140,7 @@ impl Registration {
     /// Makes the Node object and waits until it has a range of pod addresses. Tries for as long as it takes.
     pub(crate) async fn register(&self) -> String {
         let mut pause = RETRY_MIN;
-        while let Err(err) = self.put_object().await {
+        while let Err(err) = self.put_object(None).await {
             tracing::warn!(err = %Chain(&err), "registering the node failed, trying again");
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RETRY_MAX);
@@ -118,17 +159,21 @@ impl Registration {
         }
     }
 
-    async fn put_object(&self) -> Result<(), ClientError> {
+    /// Makes the object, or renews what this node says of itself in it. One that is made again keeps its range, since
+    /// its pods have addresses from it.
+    async fn put_object(&self, cidr: Option<&str>) -> Result<(), ClientError> {
         let meta = json!({
             "name": self.node.as_str(),
             "labels": {
                 "kubernetes.io/hostname": self.node.as_str(),
-                "kubernetes.io/os": "wasi",
-                "kubernetes.io/arch": "wasm32",
+                "kubernetes.io/os": OS,
+                "kubernetes.io/arch": arch(std::env::consts::ARCH),
+                "dhow.dev/runtime": "wasm",
             },
             "annotations": {"dhow.dev/quic-address": self.quic.to_string()},
         });
-        let object = json!({"apiVersion": "v1", "kind": "Node", "metadata": meta, "spec": {}});
+        let spec = cidr.map_or(json!({}), |cidr| json!({"podCIDR": cidr, "podCIDRs": [cidr]}));
+        let object = json!({"apiVersion": "v1", "kind": "Node", "metadata": meta, "spec": spec});
         match self.client.create(&resource_path("", "v1", "nodes", None, None), &object).await {
             Err(err) if err.is(409) => {
                 self.client.patch(&self.path(), PatchType::Merge, &json!({ "metadata": meta })).await.map(drop)
@@ -137,14 +182,22 @@ impl Registration {
         }
     }
 
-    /// Keeps lease and status up to date until told to stop.
-    pub(crate) async fn keep(self, stop: Stop) {
-        let ready_since = now();
+    /// Keeps lease and status up to date until told to stop. `cidr` is the range that the pods' addresses are from.
+    pub(crate) async fn keep(mut self, cidr: String, stop: Stop) {
+        let mut ready_since = now();
         let mut status_at: Option<tokio::time::Instant> = None;
         let mut pause = RETRY_MIN;
         loop {
-            let status_due = status_at.is_none_or(|at| at.elapsed() >= STATUS_EVERY);
+            let standing = *self.standing.borrow_and_update();
+            if standing != Standing::Well && status_at.is_some() {
+                tracing::info!(?standing, "the stored status of this node is another, writing it again");
+                ready_since = now();
+            }
+            let status_due = standing != Standing::Well || status_at.is_none_or(|at| at.elapsed() >= STATUS_EVERY);
             let work = async {
+                if standing == Standing::Unknown {
+                    self.put_object(Some(&cidr)).await?;
+                }
                 if status_due {
                     self.write_status(ready_since).await?;
                 }
@@ -153,7 +206,7 @@ impl Registration {
             let wait = match stop.or(work).await {
                 None => return,
                 Some(Ok(())) => {
-                    if status_at.is_none() {
+                    if status_at.is_none() || standing != Standing::Well {
                         self.say_ready().await;
                     }
                     if status_due {
@@ -165,7 +218,7 @@ impl Registration {
                 Some(Err(err)) => {
                     // A node object that someone deleted is made again.
                     if err.is(404)
-                        && let Err(err) = self.put_object().await
+                        && let Err(err) = self.put_object(Some(&cidr)).await
                     {
                         tracing::debug!(err = %Chain(&err), "registering the node again failed");
                     }
@@ -175,7 +228,7 @@ impl Registration {
                     pause
                 }
             };
-            if stop.or(tokio::time::sleep(wait)).await.is_none() {
+            if stop.or(linger(&mut self.standing, wait)).await.is_none() {
                 return;
             }
         }
@@ -235,8 +288,8 @@ impl Registration {
                 "containerRuntimeVersion": "wasmtime://48.0.8",
                 "kubeletVersion": "v1.36.0+dhow",
                 "kubeProxyVersion": "",
-                "operatingSystem": "wasi",
-                "architecture": "wasm32",
+                "operatingSystem": OS,
+                "architecture": arch(std::env::consts::ARCH),
             },
         })
     }
@@ -259,6 +312,20 @@ impl Registration {
     }
 }
 
+/// Waits for that long, or until the standing is not well, but not less than [`AMEND_MIN`].
+async fn linger(standing: &mut watch::Receiver<Standing>, wait: Duration) {
+    let least = wait.min(AMEND_MIN);
+    tokio::time::sleep(least).await;
+    let doubted = async {
+        if standing.wait_for(|standing| *standing != Standing::Well).await.is_err() {
+            // The feed ended, as it does at the stop.
+            std::future::pending::<()>().await;
+        }
+    };
+    // An elapsed time is as good as a doubt: both are the end of the pause.
+    let _elapsed = tokio::time::timeout(wait - least, doubted).await;
+}
+
 fn pod_cidr(node: &Tree) -> Option<String> {
     let cidr = node.pointer("/spec/podCIDR")?.as_str()?;
     (!cidr.is_empty()).then(|| cidr.to_owned())
@@ -273,6 +340,40 @@ mod tests {
         for (mappings, pods) in [(65_530, 8736), (1_048_576, 10_000), (0, 1)] {
             assert_eq!(pods_for(mappings), pods);
         }
+    }
+
+    #[test]
+    fn the_processor_has_the_name_that_charts_select_by() {
+        for (rust, go) in [("x86_64", "amd64"), ("aarch64", "arm64"), ("riscv64", "riscv64"), ("s390x", "s390x")] {
+            assert_eq!(arch(rust), go);
+        }
+    }
+
+    #[test]
+    fn a_node_that_is_not_stored_as_ready_is_doubted() {
+        let node = |status: &str| {
+            json!({"status": {"conditions": [
+            {"type": "MemoryPressure", "status": "False"}, {"type": "Ready", "status": status}]}})
+        };
+        for (node, standing) in [
+            (node("True"), Standing::Well),
+            (node("Unknown"), Standing::Doubted),
+            (node("False"), Standing::Doubted),
+            (json!({}), Standing::Doubted),
+        ] {
+            assert_eq!(Standing::of(&node), standing, "{node}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_doubt_ends_the_pause_but_not_at_once() {
+        let (doubt, mut standing) = watch::channel(Standing::Well);
+        let began = tokio::time::Instant::now();
+        linger(&mut standing, LEASE_EVERY).await;
+        assert_eq!(began.elapsed(), LEASE_EVERY);
+        doubt.send(Standing::Unknown).unwrap();
+        linger(&mut standing, LEASE_EVERY).await;
+        assert_eq!(began.elapsed(), LEASE_EVERY + AMEND_MIN);
     }
 
     #[test]

@@ -26,7 +26,7 @@ use dhow_switch::{PodIdentity, Switch};
 use dhow_tasks::Stop;
 use dhow_types::{Chain, Machine, NodeName, Uid};
 use k8s_openapi::api::core::v1::{Pod, Probe};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::clock::Forward;
@@ -34,6 +34,7 @@ use crate::events::Recorder;
 use crate::images::Images;
 use crate::layout::{self, Layout};
 use crate::objects::ObjectReader;
+use crate::register::Standing;
 use crate::sandbox::{Running, Sandbox, Sandboxes};
 use crate::{api, probes, volumes as disk};
 
@@ -71,6 +72,8 @@ pub(crate) struct Shared {
     pub(crate) objects: ObjectReader,
     pub(crate) links: RwLock<BTreeMap<String, Arc<ServiceLink>>>,
     pub(crate) sandboxes: Sandboxes,
+    /// What the watch of nodes shows of this one.
+    pub(crate) standing: watch::Sender<Standing>,
     pub(crate) events: Recorder,
     /// Held while volumes are written.
     pub(crate) disk: Semaphore,
