@@ -1,12 +1,16 @@
 //! What a node agent must be told before it starts.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use dhow_pki::Identity;
 use dhow_types::NodeName;
 
 use crate::JoinedIdentity;
+
+/// How long the start waits for the address of an API server that has a name.
+const LOOKUP_MAX: Duration = Duration::from_secs(2);
 
 /// Everything that a node agent needs; parsed and defaulted by the binary.
 #[derive(Clone)]
@@ -59,6 +63,22 @@ impl Config {
     }
 }
 
+/// The addresses of a server's `host:port`; a name is looked up, for a while.
+pub(crate) async fn addresses_of(server: &str) -> Vec<SocketAddr> {
+    let authority = authority(server);
+    match tokio::time::timeout(LOOKUP_MAX, tokio::net::lookup_host(&authority)).await {
+        Ok(Ok(found)) => found.collect(),
+        Ok(Err(err)) => {
+            tracing::warn!(authority, %err, "the API server's address is not known");
+            Vec::new()
+        }
+        Err(_) => {
+            tracing::warn!(authority, "looking up the API server's address takes too long");
+            Vec::new()
+        }
+    }
+}
+
 /// `host:port` of `https://host:port/`; 443 where no port is named.
 fn authority(server: &str) -> String {
     let rest = server.split_once("://").map_or(server, |(_, rest)| rest);
@@ -80,6 +100,17 @@ mod tests {
             ("https://[::1]:6443/x", "[::1]:6443"),
         ] {
             assert_eq!(authority(server), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_named_by_its_address_needs_no_look_up() {
+        for (server, expected) in [
+            ("https://127.0.0.1:6443", "127.0.0.1:6443"),
+            ("http://[::1]:80/x", "[::1]:80"),
+            ("https://192.0.2.1", "192.0.2.1:443"),
+        ] {
+            assert_eq!(addresses_of(server).await, [expected.parse().unwrap()]);
         }
     }
 }

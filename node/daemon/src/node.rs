@@ -1,7 +1,7 @@
 //! The running agent: what is started in which order, and stopped in the reverse one.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -13,9 +13,10 @@ use dhow_image::{PullError, Store};
 use dhow_quic::{Endpoint, Fabric, KubeletStream, QuicError, Tls};
 use dhow_switch::{NodePortEvent, NodePorts, Switch};
 use dhow_tasks::{Stop, Tasks};
-use dhow_types::Chain;
+use dhow_types::{Chain, NodeName};
 use tokio::sync::{Semaphore, mpsc, watch};
 
+use crate::config::addresses_of;
 use crate::events::Recorder;
 use crate::images::Images;
 use crate::layout::Layout;
@@ -98,7 +99,7 @@ impl Node {
         let tls = Tls { ca_pem, cert_pem: identity.cert_pem, key_pem: identity.key_pem };
         let endpoint = Endpoint::bind(SocketAddr::new(node_ip, 0), &tls)?;
         let quic = SocketAddr::new(node_ip, endpoint.local_addr().port());
-        let switch = Switch::new(dhow_switch::Config::new(name.clone(), node_ip));
+        let switch = Switch::new(switch_config(&name, node_ip, addresses_of(client.server()).await));
         let (kubelet_streams, kubelet_queue) = mpsc::channel::<KubeletStream>(KUBELET_QUEUE_MAX);
         let fabric = Fabric::start(endpoint.clone(), switch.clone(), kubelet_streams);
 
@@ -174,6 +175,14 @@ impl Node {
     }
 }
 
+/// Pods reach the API server by the service `kubernetes`, whose endpoint is this very address; in a cluster on one
+/// machine it is one of the host's loopback, which is closed to them else.
+fn switch_config(node: &NodeName, node_ip: IpAddr, api_server: Vec<SocketAddr>) -> dhow_switch::Config {
+    let mut config = dhow_switch::Config::new(node.clone(), node_ip);
+    config.egress.allow.extend(api_server);
+    config
+}
+
 /// Registers the node, fills the tables, then runs pods and says that the node is ready.
 async fn run(shared: Arc<Shared>, registration: Registration, pods: Tasks, background: Tasks) {
     let stop = pods.stop_token();
@@ -209,5 +218,46 @@ async fn report_node_ports(mut events: mpsc::Receiver<NodePortEvent>, stop: Stop
             NodePortEvent::Closed { port } => tracing::info!(port, "closed a node port"),
             NodePortEvent::Failed { port, error } => tracing::warn!(port, error, "a node port cannot be opened"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dhow_mesh::Update;
+    use dhow_switch::{NetError, PodIdentity};
+    use dhow_types::Uid;
+    use serde_json::json;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pod_reaches_the_api_server_by_its_service_and_nothing_else_of_the_host() {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = server.local_addr().unwrap();
+        let ports = |port: u16| json!([{"name": "https", "protocol": "TCP", "port": port}]);
+        let meta = json!({"name": "kubernetes", "namespace": "default", "uid": "k",
+            "labels": {"kubernetes.io/service-name": "kubernetes"}});
+        let service = json!({"metadata": meta, "spec": {"type": "ClusterIP", "clusterIP": "10.43.0.1",
+            "clusterIPs": ["10.43.0.1"], "ports": ports(443)}});
+        let slice = json!({"metadata": meta, "addressType": "IPv4", "ports": ports(addr.port()),
+            "endpoints": [{"addresses": ["127.0.0.1"], "conditions": {"ready": true}}]});
+        let connect = async |api_server: Vec<SocketAddr>| {
+            let switch = Switch::new(switch_config(&NodeName::new("n"), addr.ip(), api_server));
+            switch.apply(Update::service(&service).unwrap());
+            switch.apply(Update::slice(&slice).unwrap());
+            let pod = switch.add_pod(PodIdentity {
+                uid: Uid::new("u"),
+                namespace: "default".to_owned(),
+                name: "p".to_owned(),
+                ip: "10.42.0.2".parse().unwrap(),
+                hostname: "p".to_owned(),
+                service_account: "default".to_owned(),
+            });
+            pod.connect("10.43.0.1:443".parse().unwrap()).await.err()
+        };
+        assert_eq!(connect(vec![addr]).await, None);
+        let other = SocketAddr::new(addr.ip(), addr.port() ^ 1);
+        assert_eq!(connect(vec![other]).await, Some(NetError::Denied));
     }
 }
