@@ -28,6 +28,8 @@ use tokio::time::Instant;
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 /// A watch without a time of its own ends after this and up to as much again, so that not all come back at once.
 const TIMEOUT_MIN_S: u64 = 1800;
+/// The longest time that a client may name, a year: what is more is for ever to it, and no sum with it overflows.
+const TIMEOUT_MAX_S: u64 = 365 * 24 * 3600;
 /// How many bytes of events are put into one piece of the body.
 const PIECE_BYTES: usize = 64 << 10;
 
@@ -57,7 +59,7 @@ pub(crate) fn watch(call: &Call<'_>) -> Result<Answer, ApiError> {
         }
     };
     let timeout_s = match options.timeout_s.filter(|seconds| *seconds > 0) {
-        Some(seconds) => seconds,
+        Some(seconds) => seconds.min(TIMEOUT_MAX_S),
         None => TIMEOUT_MIN_S + seed()? % TIMEOUT_MIN_S,
     };
     let stream = Stream {

@@ -305,7 +305,8 @@ async fn a_watch_shows_the_state_and_then_every_change() {
             })
             .collect()
     };
-    let query = "watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true";
+    let query = "watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true\
+                 &timeoutSeconds=18446744073709551615";
     let events = cluster.watch(&format!("{CONFIG_MAPS}?{query}&labelSelector=l%3Dx"), JSON, 2).await;
     assert_eq!(brief(&events), ["ADDED a", "BOOKMARK -"]);
     assert_eq!(events[1]["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
