@@ -609,6 +609,32 @@ fn volumes_that_cannot_be_made_are_tried_again() {
 }
 
 #[test]
+fn what_a_pod_wants_of_the_hosts_network_is_refused_aloud_and_once() {
+    let with_ports = |ports: Value| json!({"containers": [{"name": "c", "image": "i:1", "ports": ports}]});
+    for (spec, expected) in [
+        (json!({}), None),
+        (with_ports(json!([{"containerPort": 80}, {"containerPort": 81, "hostPort": 0}])), None),
+        (json!({"hostNetwork": false}), None),
+        (json!({"hostNetwork": true}), Some("HostNetworkIgnored: hostNetwork is ignored")),
+        (
+            with_ports(json!([{"containerPort": 80, "hostPort": 8080}, {"containerPort": 81, "hostPort": 81}])),
+            Some("HostPortIgnored: hostPort 8080, 81 is ignored"),
+        ),
+    ] {
+        let mut sim = Sim::new(pod(spec));
+        sim.apply();
+        sim.pass(60_000);
+        // An agent that starts again says nothing new.
+        sim.agent = Agent::new(Config { host_ip: "192.0.2.1".parse().unwrap() });
+        sim.apply();
+        sim.pass(60_000);
+        let said: Vec<_> = sim.events.iter().filter(|e| e.contains("ignored")).collect();
+        assert_eq!(said.len(), usize::from(expected.is_some()), "{said:?}");
+        assert!(said.iter().zip(expected).all(|(said, start)| said.starts_with(start)), "{said:?}");
+    }
+}
+
+#[test]
 fn readiness_gates_hold_readiness_back() {
     let mut sim = Sim::new(pod(json!({"readinessGates": [{"conditionType": "example.com/lb"}]})));
     sim.apply();
