@@ -22,7 +22,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{timeout, timeout_at};
+use tokio::time::{sleep, timeout, timeout_at};
 use wasmtime_wasi_http::WasiHttpView;
 use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
@@ -44,6 +44,9 @@ const CONNECTIONS_MAX: usize = 4096;
 const BACKLOG: usize = 1024;
 /// How long a connection may be silent, or take to send a request's head.
 const HEAD_MAX: Duration = Duration::from_secs(75);
+/// How long a guest may take to answer. A client that has gone is not noticed before it is answered, because one that
+/// has only ended its own side looks the same; so this is also how long such a request can hold its place.
+const ANSWER_MAX: Duration = Duration::from_secs(600);
 /// How long a guest may go on working when its client has got everything and gone.
 const AFTERMATH_MAX: Duration = Duration::from_secs(30);
 
@@ -228,7 +231,7 @@ impl Server {
         let (sender, mut answer) = oneshot::channel();
         let mut guest = Metered::new(self.clone().work(request, sender), self.cpu.clone(), self.ticker.clone());
         // The guest runs in the connection's own task until it answers: most are done by then, and never need a task
-        // or another thread. A client that leaves before that takes its guest with it.
+        // or another thread. A connection that breaks before that takes its guest with it.
         let answer = tokio::select! {
             biased;
             answer = &mut answer => {
@@ -240,6 +243,10 @@ impl Server {
                 answer
             }
             () = &mut guest => answer.await,
+            () = sleep(ANSWER_MAX) => {
+                self.sink.note("ended an instance that did not answer in time");
+                return page(StatusCode::GATEWAY_TIMEOUT, "the program did not answer in time\n");
+            }
         };
         let answer = answer.unwrap_or(Err(Failure::NoAnswer));
         match answer {
