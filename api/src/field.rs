@@ -186,11 +186,6 @@ impl Fault {
         Fault::new(path, FaultKind::NotFound, value.into(), "")
     }
 
-    /// The value is of another type.
-    pub fn type_invalid(path: impl fmt::Display, value: impl Into<Tree>, detail: impl Into<String>) -> Fault {
-        Fault::new(path, FaultKind::TypeInvalid, value.into(), detail)
-    }
-
     fn new(path: impl fmt::Display, kind: FaultKind, value: Tree, detail: impl Into<String>) -> Fault {
         Fault { path: path.to_string(), kind, value, detail: detail.into() }
     }

@@ -46,11 +46,6 @@ impl Quantity {
     /// Zero.
     pub const ZERO: Quantity = Quantity { nanos: 0, form: Form::Decimal };
 
-    /// A whole number.
-    pub const fn from_int(value: i64) -> Quantity {
-        Quantity { nanos: value as i128 * NANO, form: Form::Decimal }
-    }
-
     /// So many thousandths.
     pub const fn from_milli(milli: i64) -> Quantity {
         Quantity { nanos: milli as i128 * (NANO / 1000), form: Form::Decimal }

@@ -103,19 +103,6 @@ impl LabelSelector {
         Ok(LabelSelector { requirements, nothing: false })
     }
 
-    /// From a plain map of labels, as a Service's `spec.selector` is; no map and an empty one match nothing, since
-    /// that is how the owners of such maps read them.
-    pub fn from_map(tree: Option<&Tree>) -> LabelSelector {
-        let Some(map) = tree.and_then(Tree::as_object).filter(|map| !map.is_empty()) else {
-            return LabelSelector::nothing();
-        };
-        let requirement = |(key, value): (&String, &Tree)| Requirement {
-            key: key.clone(),
-            op: Op::In(vec![value.as_str().unwrap_or("").to_owned()]),
-        };
-        LabelSelector { requirements: map.iter().map(requirement).collect(), nothing: false }
-    }
-
     /// Whether an object with these labels is wanted.
     pub fn matches<'a>(&self, label: impl Fn(&str) -> Option<&'a str>) -> bool {
         !self.nothing && self.requirements.iter().all(|requirement| requirement.holds(label(&requirement.key)))
@@ -537,8 +524,6 @@ mod tests {
         assert!(!selector.matches_tree(&tree(json!({"a": "1", "b": "z"}))));
         assert!(!selector.matches_tree(&tree(json!({"a": "1", "b": "y", "c": ""}))));
         assert!(LabelSelector::from_tree(&json!({})).unwrap().is_everything());
-        assert!(!LabelSelector::from_map(Some(&json!({}))).matches_tree(&tree(json!({}))));
-        assert!(LabelSelector::from_map(Some(&json!({"a": "1"}))).matches_tree(&tree(json!({"a": "1", "b": "2"}))));
         assert!(LabelSelector::from_tree(&json!({"matchExpressions": [{"key": "a", "operator": "X"}]})).is_err());
     }
 

@@ -302,14 +302,6 @@ impl ApiError {
         ApiError::new(403, Reason::Forbidden, message).with_details(Details::of(resource, name))
     }
 
-    /// 405: the resource does not know this verb.
-    pub fn method_not_allowed(resource: &str, action: &str) -> ApiError {
-        let mut details = Details::of(resource, "");
-        details.name.clear();
-        let message = format!("{action} is not supported on resources of kind {}", quote(resource));
-        ApiError::new(405, Reason::MethodNotAllowed, message).with_details(details)
-    }
-
     /// 405: the path does not know this method.
     pub fn method_not_allowed_here() -> ApiError {
         let message = "the server does not allow this method on the requested resource";
@@ -359,12 +351,6 @@ impl ApiError {
     pub fn too_large(bytes_max: usize) -> ApiError {
         let message = format!("Request entity too large: limit is {bytes_max}");
         ApiError::new(413, Reason::RequestEntityTooLarge, message)
-    }
-
-    /// 429
-    pub fn too_many_requests(message: impl Into<String>, retry_after_seconds: u32) -> ApiError {
-        ApiError::new(429, Reason::TooManyRequests, message)
-            .with_details(Details { retry_after_seconds: Some(retry_after_seconds), ..Details::default() })
     }
 
     /// 500

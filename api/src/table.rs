@@ -73,17 +73,6 @@ pub fn partial_metadata(tree: &Tree) -> Tree {
     json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
 }
 
-/// The list of such objects.
-pub fn partial_metadata_list(items: &[&Tree], list_meta: &Tree) -> Tree {
-    let items: Vec<Tree> = items.iter().map(|item| partial_metadata(item)).collect();
-    json!({
-        "kind": "PartialObjectMetadataList",
-        "apiVersion": "meta.k8s.io/v1",
-        "metadata": list_meta,
-        "items": items,
-    })
-}
-
 /// The cell of an object's age.
 pub fn age(tree: &Tree, now: Time) -> Tree {
     since(meta::creation_timestamp(tree), now).into()

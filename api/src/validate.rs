@@ -117,14 +117,6 @@ pub fn dns1035_label(text: &str) -> Vec<String> {
     faults
 }
 
-/// Names that only must not disturb a path.
-pub fn path_segment_name(text: &str) -> Vec<String> {
-    if text == "." || text == ".." {
-        return vec![format!("may not be '{text}'")];
-    }
-    ["/", "%"].iter().filter(|part| text.contains(**part)).map(|part| format!("may not contain '{part}'")).collect()
-}
-
 /// A key of labels and annotations: a word with an optional DNS name before a slash.
 pub fn qualified_name(text: &str) -> Vec<String> {
     const EXAMPLES: &[&str] = &["MyName", "my.name", "123-abc"];
@@ -410,7 +402,6 @@ mod tests {
             (config_key, &["a", ".a", "A_b-c.d"], &["", ".", "..", "..a", "a b", "a/b"]),
             (port_name, &["http", "a-1"], &["", "1", "a--b", "-a", "a-", "HTTP", "abcdefghijklmnop"]),
             (ip, &["10.0.0.1", "::1"], &["", "10.0.0", "a"]),
-            (path_segment_name, &["Any Thing:1"], &[".", "..", "a/b", "a%"]),
         ];
         for (rule, good, bad) in cases {
             for text in *good {

@@ -46,12 +46,6 @@ impl Time {
         format!("{c}.{:03}000Z", self.0.rem_euclid(1000))
     }
 
-    /// The form of container logs: nine digits, `2026-01-02T15:04:05.000000000Z`.
-    pub fn to_rfc3339_nano(self) -> String {
-        let c = Civil::of(self.0.div_euclid(1000));
-        format!("{c}.{:03}000000Z", self.0.rem_euclid(1000))
-    }
-
     /// Reads an RFC 3339 time with any number of fraction digits (those past milliseconds are dropped) and any
     /// offset.
     pub fn parse(text: &str) -> Result<Self, TimeError> {

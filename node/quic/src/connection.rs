@@ -8,7 +8,6 @@ use bytes::Bytes;
 use quinn::{RecvStream, SendStream, VarInt};
 use rustls_pki_types::CertificateDer;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -54,11 +53,6 @@ impl Connection {
     /// The common name of the peer's verified certificate, `system:node:n1` for one.
     pub fn peer(&self) -> &str {
         &self.0.peer
-    }
-
-    /// Where the peer is.
-    pub fn remote_addr(&self) -> SocketAddr {
-        self.0.connection.remote_address()
     }
 
     /// Opens a stream and says what it carries.
