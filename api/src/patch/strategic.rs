@@ -19,6 +19,9 @@ const RETAIN_KEYS: &str = "$retainKeys";
 const DELETE_FROM: &str = "$deleteFromPrimitiveList/";
 const SET_ORDER: &str = "$setElementOrder/";
 
+/// Most entries that merge with each other: each is compared with each, and no real list comes near. More is refused.
+const ENTRIES_MAX: usize = 10_000;
+
 /// Applies a strategic merge patch to an object of a type of the table. Patches that contradict themselves are 400,
 /// those that do not fit the object 422.
 pub fn strategic(old: &Tree, patch: &Tree, type_name: &str) -> Result<Tree, ApiError> {
@@ -162,6 +165,7 @@ fn delete_from(old: &mut Object, field: &str, gone: &Tree) -> Result<(), ApiErro
         return Err(ApiError::bad_request("invalid patch format of primitive list"));
     };
     if let Some(Tree::Array(list)) = old.get_mut(field) {
+        check_entries(list.len() + gone.len())?;
         list.retain(|value| !gone.contains(value));
     }
     Ok(())
@@ -183,6 +187,8 @@ fn merge_ordered(old: &mut Object, patch: &Object, field: &str, order: &Tree, sh
         old.shift_remove(field);
         return Ok(());
     }
+    let lens = [Some(&order), there.as_ref(), change.as_ref()].map(|list| list.map_or(0, Vec::len));
+    check_entries(lens.iter().sum())?;
     let found = shape.field(field);
     if let Some(change) = &change {
         check_order(change, &order, found.merge_key)?;
@@ -214,7 +220,12 @@ fn check_order(change: &[Tree], order: &[Tree], merge_key: Option<&str>) -> Resu
     Ok(())
 }
 
+fn check_entries(count: usize) -> Result<(), ApiError> {
+    if count <= ENTRIES_MAX { Ok(()) } else { Err(unfit(format!("{count} list entries, at most {ENTRIES_MAX} merge"))) }
+}
+
 fn merge_list(old: Vec<Tree>, patch: &[Tree], field: &FieldShape) -> Result<Vec<Tree>, ApiError> {
+    check_entries(old.len() + patch.len())?;
     let all = || old.iter().chain(patch);
     if all().any(Tree::is_array) {
         return Err(unfit("lists of lists are not supported".to_owned()));
@@ -284,8 +295,8 @@ fn in_order(merged: Vec<Tree>, wanted: &[Tree], server: &[Tree], merge_key: Opti
     let place = |list: &[Tree], entry: &Tree| list.iter().position(|other| same(other, entry, merge_key));
     let (mut named, mut others): (Vec<Tree>, Vec<Tree>) =
         merged.into_iter().partition(|entry| place(wanted, entry).is_some());
-    named.sort_by_key(|entry| place(wanted, entry));
-    others.sort_by_key(|entry| place(server, entry).unwrap_or(usize::MAX));
+    named.sort_by_cached_key(|entry| place(wanted, entry));
+    others.sort_by_cached_key(|entry| place(server, entry).unwrap_or(usize::MAX));
     let mut sorted = Vec::with_capacity(named.len() + others.len());
     let (mut named, mut others) = (named.into_iter().peekable(), others.into_iter().peekable());
     loop {

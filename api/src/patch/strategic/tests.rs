@@ -165,8 +165,12 @@ fn patches_do_what_upstream_documents() {
 fn patches_that_make_no_sense_are_refused() {
     let old =
         json!({"spec": {"containers": [{"name": "a"}], "securityContext": {}}, "metadata": {"finalizers": ["a"]}});
+    let crowd = json!(vec!["a"; 10_000]);
     let cases = [
         (json!([]), 400, "cannot unmarshal array"),
+        (json!({"metadata": {"finalizers": crowd}}), 422, "at most 10000 merge"),
+        (json!({"metadata": {"$setElementOrder/finalizers": crowd, "finalizers": ["a"]}}), 422, "at most 10000 merge"),
+        (json!({"metadata": {"$deleteFromPrimitiveList/finalizers": crowd}}), 422, "at most 10000 merge"),
         (json!({"spec": {"securityContext": {"$patch": "eat"}}}), 400, "unknown patch type: eat"),
         (json!({"spec": {"containers": [{"name": "a", "$patch": "eat"}]}}), 400, "unknown patch type: eat"),
         (json!({"spec": {"containers": [{"name": "a", "$patch": "merge"}]}}), 422, "merging lists cannot yet"),
