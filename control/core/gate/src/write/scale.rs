@@ -7,6 +7,7 @@ use dhow_api::decode;
 use dhow_api::field::Fault;
 use dhow_api::kinds::Kind;
 use dhow_api::meta;
+use dhow_api::selector::LabelSelector;
 use dhow_api::status::ApiError;
 use serde_json::json;
 
@@ -28,30 +29,10 @@ pub fn scale_of(tree: &Tree) -> Tree {
             meta::set(&mut scale, &path, value.clone());
         }
     }
-    if let Some(selector) = meta::at(tree, "spec.selector") {
-        meta::set(&mut scale, "status.selector", selector_text(selector));
+    if let Some(Ok(selector)) = meta::at(tree, "spec.selector").map(LabelSelector::from_tree) {
+        meta::set(&mut scale, "status.selector", selector.to_string());
     }
     scale
-}
-
-/// A label selector as text: `app=web,tier in (a,b),!old`.
-fn selector_text(selector: &Tree) -> String {
-    let mut terms: Vec<String> =
-        meta::texts(selector, "matchLabels").map(|(key, value)| format!("{key}={value}")).collect();
-    for expression in meta::list(selector, "matchExpressions") {
-        let key = meta::text(expression, "key");
-        let mut values: Vec<&str> = meta::list(expression, "values").iter().filter_map(Tree::as_str).collect();
-        values.sort_unstable();
-        let values = values.join(",");
-        terms.push(match meta::text(expression, "operator") {
-            "In" => format!("{key} in ({values})"),
-            "NotIn" => format!("{key} notin ({values})"),
-            "DoesNotExist" => format!("!{key}"),
-            _ => key.to_owned(),
-        });
-    }
-    terms.sort_unstable();
-    terms.join(",")
 }
 
 /// Plans a PUT of a Scale.
