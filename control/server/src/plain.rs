@@ -15,6 +15,9 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use serde_json::json;
 
+/// Where the control node runs, in Go's words.
+const PLATFORM: &str = if cfg!(target_arch = "aarch64") { "linux/arm64" } else { "linux/amd64" };
+
 /// The Kubernetes release whose API is served.
 const MINOR: &str = "36";
 
@@ -97,7 +100,7 @@ fn version() -> Tree {
         "buildDate": "1970-01-01T00:00:00Z",
         "goVersion": "none",
         "compiler": "rustc",
-        "platform": concat!("wasi/", "wasm32"),
+        "platform": PLATFORM,
     })
 }
 

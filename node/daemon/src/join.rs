@@ -32,7 +32,7 @@ pub struct JoinedIdentity {
 #[non_exhaustive]
 pub enum JoinError {
     /// The token has not the form of a join token.
-    #[error("the join token cannot be used: {0}")]
+    #[error("the join token cannot be used")]
     BadToken(#[from] dhow_pki::token::TokenError),
     /// The first start needs a token, and none was given.
     #[error("this node has not joined yet: it needs a token, as `dhow token create` prints it on the control node")]
