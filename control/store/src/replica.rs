@@ -7,7 +7,7 @@ use crate::recover::{Recovered, recover};
 use crate::wal::{damaged, failed};
 use crate::watch::{AllWatch, Filter, From, Hub, Watch};
 use dhow_consensus::Consensus;
-use dhow_state::{Applied, Compacted, HistoryMax, Op, State, Txn};
+use dhow_state::{Applied, Compacted, HistoryMax, OBJECT_BYTES_MAX, Op, State, Txn};
 use dhow_types::Revision;
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -18,9 +18,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc, oneshot};
-
-/// The largest object: what etcd takes by default, and Kubernetes' users know.
-const OBJECT_BYTES_MAX: usize = 3 << 19;
 
 /// The largest transaction. A frame of the log holds it whole, and a follower gets it in one message.
 const TXN_BYTES_MAX: usize = 8 << 20;

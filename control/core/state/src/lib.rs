@@ -32,7 +32,7 @@ mod wire;
 
 pub use history::{Change, Compacted, HistoryMax};
 pub use key::Key;
-pub use object::{Malformed, Object};
+pub use object::{Malformed, OBJECT_BYTES_MAX, Object};
 pub use state::State;
 pub use txn::{Applied, Expect, Op, Rejected, Txn};
 pub use wire::DecodeError;

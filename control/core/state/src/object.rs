@@ -7,6 +7,10 @@ use dhow_api::Tree;
 use dhow_api::index::{Index, index};
 use dhow_types::Revision;
 
+/// An object's size ends here (as in Kubernetes, whose store takes 1.5 MiB): beyond, watchers and the log would be slowed
+/// down for everyone. Larger ones are refused before they enter the log.
+pub const OBJECT_BYTES_MAX: usize = 3 << 19;
+
 /// One object as one revision left it. Always shared behind an `Arc`.
 #[derive(Clone, Debug)]
 pub struct Object {

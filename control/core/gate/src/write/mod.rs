@@ -21,7 +21,7 @@ use dhow_api::Tree;
 use dhow_api::kinds::Kind;
 use dhow_api::meta;
 use dhow_api::status::{ApiError, Details};
-use dhow_state::{Expect, Key, Object, Op, Rejected, State, Txn};
+use dhow_state::{Expect, Key, OBJECT_BYTES_MAX, Object, Op, Rejected, State, Txn};
 use dhow_types::Time;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
@@ -173,10 +173,6 @@ pub fn rejection(kind: &Kind, rejected: &Rejected) -> ApiError {
 pub fn key_of(kind: &Kind, name: Name<'_>) -> Key {
     Key::new(kind.resource(), name.namespace, name.name)
 }
-
-/// An object's size at rest ends here (as in Kubernetes, whose store takes 1.5 MiB): beyond, watchers and the log would
-/// be slowed down for everyone.
-pub const OBJECT_BYTES_MAX: usize = 3 << 19;
 
 /// The stored object, or 404.
 fn existing(ctx: &Context<'_>, kind: &Kind, name: Name<'_>) -> Result<Arc<Object>, ApiError> {
