@@ -79,7 +79,7 @@ impl Rollout<'_> {
     }
 
     fn next_revision(&self) -> i64 {
-        self.old_sets().iter().map(|set| set.revision).max().unwrap_or(0) + 1
+        self.old_sets().iter().map(|set| set.revision).max().unwrap_or(0).saturating_add(1)
     }
 
     /// The deployment's annotations that the set lacks or has otherwise.
@@ -131,7 +131,7 @@ impl Rollout<'_> {
     /// Counts a collision of hashes: the next round hashes with the new number.
     fn collide(&mut self) {
         let mut tree = self.deployment.object.tree();
-        meta::set(&mut tree, "status.collisionCount", self.deployment.collisions + 1);
+        meta::set(&mut tree, "status.collisionCount", self.deployment.collisions.saturating_add(1));
         self.plan.write(Write::UpdateStatus { tree });
     }
 
