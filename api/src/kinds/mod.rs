@@ -77,6 +77,8 @@ pub struct Kind {
     pub mark_deleting: fn(&mut Tree),
     /// Whether something beside `metadata.finalizers` keeps a deleted object.
     pub is_held: fn(&Tree) -> bool,
+    /// Why an object of this name may never be deleted, if so: the cluster cannot do without it.
+    pub keeps: fn(&str) -> Option<&'static str>,
     /// What is wrong with a name, in words; nothing if it is right.
     pub name_faults: fn(&str) -> Vec<String>,
     /// Fills what upstream fills when it is left out.
@@ -368,6 +370,7 @@ const fn plain() -> Kind {
         grace_s: |_| None,
         mark_deleting: |_| {},
         is_held: |_| false,
+        keeps: |_| None,
         name_faults: validate::dns1123_subdomain,
         default: |_| {},
         prepare_create: |_| {},

@@ -10,6 +10,9 @@ use crate::{Tree, meta, validate};
 const FINALIZER: &str = "kubernetes";
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
+/// The namespaces that the cluster itself lives in (upstream's NamespaceLifecycle admission).
+const KEPT: [&str; 3] = ["default", "kube-system", "kube-public"];
+
 /// Namespace.
 pub static NAMESPACE: Kind = Kind {
     kind: "Namespace",
@@ -24,6 +27,7 @@ pub static NAMESPACE: Kind = Kind {
     mark_deleting: |tree| meta::set(tree, "status.phase", "Terminating"),
     // A namespace goes when its content is gone, which the namespace controller says by emptying this list.
     is_held: |tree| !meta::list(tree, "spec.finalizers").is_empty(),
+    keeps: |name| KEPT.contains(&name).then_some("this namespace may not be deleted"),
     name_faults: validate::dns1123_label,
     default: name_label,
     prepare_create: |tree| {

@@ -12,6 +12,9 @@ use serde_json::json;
 
 /// Plans a deletion.
 pub fn delete(ctx: &Context<'_>, kind: &Kind, name: Name<'_>, options: &DeleteOptions) -> Result<Plan, ApiError> {
+    if let Some(why) = (kind.keeps)(name.name) {
+        return Err(ApiError::refused(&kind.resource(), name.name, why));
+    }
     let old = existing(ctx, kind, name)?;
     check_preconditions(kind, name, &old, options)?;
     let old_tree = old.tree();

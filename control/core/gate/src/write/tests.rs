@@ -347,14 +347,19 @@ fn deletions_know_their_preconditions() {
 fn a_namespace_goes_when_its_content_is_gone() {
     let mut cluster = Cluster::new();
     let kind = kinds::by_group_resource("namespaces").unwrap();
-    let name = Name { namespace: "", name: "default" };
-    let going = cluster.delete("namespaces", "default", &DeleteOptions::default()).unwrap();
+    assert_eq!(
+        refusal(cluster.delete("namespaces", "default", &DeleteOptions::default())),
+        "403 Forbidden namespaces \"default\" is forbidden: this namespace may not be deleted"
+    );
+    cluster.create("namespaces", json!({"metadata": {"name": "harbour"}})).unwrap();
+    let name = Name { namespace: "", name: "harbour" };
+    let going = cluster.delete("namespaces", "harbour", &DeleteOptions::default()).unwrap();
     assert_eq!(meta::text(&going, "status.phase"), "Terminating");
     assert_eq!(meta::list(&going, "spec.finalizers"), [json!("kubernetes")]);
     let mut done = going.clone();
     done["spec"]["finalizers"] = json!([]);
     cluster.run(|ctx| finalize(ctx, kind, name, done)).unwrap();
-    assert_eq!(cluster.get("namespaces", "default"), None);
+    assert_eq!(cluster.get("namespaces", "harbour"), None);
 }
 
 #[test]
