@@ -173,9 +173,10 @@ impl<'a> Rollout<'a> {
             self.forget_history();
         }
         self.write_sets();
-        // One write an object and round: the status follows when the revision has been written.
+        // One write an object and round: the status follows when the revision has been written. The annotation goes by
+        // the status, as upstream: by the object it would count as a new generation.
         match renumbered {
-            Some(tree) => self.plan.write(Write::Update { tree }),
+            Some(tree) => self.plan.write(Write::UpdateStatus { tree }),
             None => self.write_status(),
         }
         self.plan
