@@ -128,6 +128,7 @@ fn applies_and_shows(client: &Kubectl<'_>) {
     assert!(client.ok("get deploy hello-http -o yaml").contains("image: hello-http:1.0"));
     assert!(client.ok("get svc -o json").contains("\"clusterIP\""));
     assert_eq!(client.ok("get deploy hello-http -o jsonpath={.spec.template.spec.containers[0].name}"), "hello");
+    assert_eq!(client.ok("get deploy hello-http -o jsonpath={.metadata.generation}"), "1");
     assert!(client.ok("get nodes").contains("Ready"));
     assert!(client.ok("get all").contains("replicaset.apps/hello-http-"));
     assert!(client.ok("get pods -l app=hello-http --field-selector status.phase=Running -o name").starts_with("pod/"));
@@ -236,6 +237,8 @@ fn refuses_bad_input(client: &Kubectl<'_>) {
     );
     assert!(client.refused("get pod nobody").contains("pods \"nobody\" not found"));
     assert!(client.refused("create namespace default").contains("AlreadyExists"));
+    let said = client.refused("delete namespace default");
+    assert!(said.contains("namespaces \"default\" is forbidden: this namespace may not be deleted"), "{said}");
     assert!(client.refused("get unicorns").contains("the server doesn't have a resource type"));
 }
 

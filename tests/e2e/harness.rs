@@ -171,8 +171,9 @@ pub fn eventually<T>(mut attempt: impl FnMut() -> Result<T, String>) -> T {
 /// The body of an HTTP GET on a loopback port, once it answers 200.
 #[track_caller]
 pub fn http_get(port: u16, path: &str) -> String {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
     eventually(|| {
-        let answer = exchange(port, format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes())?;
+        let answer = converse(port, request.as_bytes(), AfterSending::Listen)?;
         match answer.split_once("\r\n\r\n") {
             Some((head, body)) if head.starts_with("HTTP/1.1 200") => Ok(body.to_owned()),
             _ => Err(answer),
@@ -182,11 +183,23 @@ pub fn http_get(port: u16, path: &str) -> String {
 
 /// Sends bytes to a loopback port, closes the sending side, and reads until the end.
 pub fn exchange(port: u16, bytes: &[u8]) -> Result<String, String> {
+    converse(port, bytes, AfterSending::Close)
+}
+
+/// What becomes of the sending side. An HTTP server takes its end for a client that has gone, and ends the guest.
+enum AfterSending {
+    Close,
+    Listen,
+}
+
+fn converse(port: u16, bytes: &[u8], then: AfterSending) -> Result<String, String> {
     let work = || -> std::io::Result<Vec<u8>> {
         let mut stream = TcpStream::connect(("127.0.0.1", port))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.write_all(bytes)?;
-        stream.shutdown(std::net::Shutdown::Write)?;
+        if matches!(then, AfterSending::Close) {
+            stream.shutdown(std::net::Shutdown::Write)?;
+        }
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer)?;
         Ok(answer)

@@ -44,8 +44,8 @@ const CONNECTIONS_MAX: usize = 4096;
 const BACKLOG: usize = 1024;
 /// How long a connection may be silent, or take to send a request's head.
 const HEAD_MAX: Duration = Duration::from_secs(75);
-/// How long a guest may take to answer. A client that has gone is not noticed before it is answered, because one that
-/// has only ended its own side looks the same; so this is also how long such a request can hold its place.
+/// How long a guest may take to answer a client that waits. A client that goes, or ends its side of the connection,
+/// ends its guest at once.
 const ANSWER_MAX: Duration = Duration::from_secs(600);
 /// How long a guest may go on working when its client has got everything and gone.
 const AFTERMATH_MAX: Duration = Duration::from_secs(30);
@@ -173,8 +173,6 @@ async fn converse(server: Arc<Server>, stream: Stream, mut wishes: watch::Receiv
             http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_MAX)
-                // A client that ends its side after the request, as `nc` does, still gets its answer.
-                .half_close(true)
                 .serve_connection(TokioIo::new(stream), service)
         );
         tokio::select! {

@@ -395,7 +395,7 @@ async fn http_containers_answer_from_a_fresh_instance_each_time() {
 }
 
 #[tokio::test]
-async fn an_http_container_bounds_memory_and_ends_with_its_guests() {
+async fn an_http_container_bounds_memory_and_ends_guests_with_their_clients() {
     let net = Net::new();
     let spec = ContainerSpec { memory_limit: Some(20 << 20), http_ports: vec![80, 81], ..spec(&[]) };
     let container = start(&handler().await, spec, net.pod(2));
@@ -407,6 +407,20 @@ async fn an_http_container_bounds_memory_and_ends_with_its_guests() {
     let all = (0..8).map(|_| net.request("10.64.0.2:80", "/hog?8", ""));
     for (status, text) in futures_util::future::join_all(all).await {
         assert_eq!((status, text.as_str()), (200, "8388608"));
+    }
+    // A client that leaves takes its spinning guest with it.
+    let stream = net.switch.dial("10.64.0.2:80".parse().unwrap()).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    let driver = tokio::spawn(connection);
+    let request = http::Request::get("/spin").header("host", "x").body(Empty::<bytes::Bytes>::new()).unwrap();
+    let answer = tokio::spawn(async move { sender.send_request(request).await.map(|_| ()) });
+    while container.usage().memory_bytes == 0 {
+        tokio::task::yield_now().await;
+    }
+    answer.abort();
+    driver.abort();
+    while container.usage().memory_bytes > 0 {
+        tokio::task::yield_now().await;
     }
     // A guest that never answers does not outlive its container.
     let stream = net.switch.dial("10.64.0.2:80".parse().unwrap()).await.unwrap();
