@@ -41,10 +41,16 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
 /// Starts the control node of a data directory.
 pub(crate) async fn start(data_dir: PathBuf, bind: SocketAddr) -> anyhow::Result<Server> {
     let deadline = Instant::now() + PREDECESSOR;
+    let mut told = false;
     loop {
         let started = Server::start(dhow_server::Config::new(data_dir.join("server"), bind)).await;
         match started {
-            Err(err) if err.is_in_use() && Instant::now() < deadline => tokio::time::sleep(RETRY).await,
+            Err(err) if err.is_in_use() && Instant::now() < deadline => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(err = %dhow_types::Chain(&err), "another process is in the way, waiting a moment for it to go");
+                }
+                tokio::time::sleep(RETRY).await;
+            }
             started => {
                 return started.with_context(|| format!("starting the control node in `{}`", data_dir.display()));
             }
