@@ -13,6 +13,8 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use crate::clock::now;
+
 /// Events that wait to be written: the start of 1,000 pods makes about 3,000. What comes on top is dropped: events are
 /// for reading, nothing depends on them.
 const QUEUE_MAX: usize = 8192;
@@ -145,7 +147,7 @@ fn object(event: &PodEvent, name: &str, node: &NodeName) -> Tree {
         "firstTimestamp": at,
         "lastTimestamp": at,
         "count": 1,
-        "type": match event.kind { EventKind::Normal => "Normal", EventKind::Warning => "Warning" },
+        "type": word(event.kind),
         "reportingComponent": "kubelet",
         "reportingInstance": node.as_str(),
     })
@@ -171,8 +173,22 @@ impl Pace {
     }
 }
 
-/// An event about this node itself.
-pub(crate) fn node_event(node: &NodeName, reason: &str, message: &str, now: Time) -> Tree {
+fn word(kind: EventKind) -> &'static str {
+    match kind {
+        EventKind::Normal => "Normal",
+        EventKind::Warning => "Warning",
+    }
+}
+
+/// Writes an event about this node itself. One that cannot be written is let go: what it tells goes on without it.
+pub(crate) async fn tell_of_node(client: &Client, node: &NodeName, kind: EventKind, reason: &str, message: &str) {
+    let path = resource_path("", "v1", "events", Some("default"), None);
+    if let Err(err) = client.create(&path, &node_event(node, kind, reason, message, now())).await {
+        tracing::debug!(err = %Chain(&err), "an event could not be written");
+    }
+}
+
+fn node_event(node: &NodeName, kind: EventKind, reason: &str, message: &str, now: Time) -> Tree {
     let at = now.to_rfc3339();
     json!({
         "apiVersion": "v1",
@@ -185,7 +201,7 @@ pub(crate) fn node_event(node: &NodeName, reason: &str, message: &str, now: Time
         "firstTimestamp": at,
         "lastTimestamp": at,
         "count": 1,
-        "type": "Normal",
+        "type": word(kind),
         "reportingComponent": "kubelet",
         "reportingInstance": node.as_str(),
     })

@@ -1,11 +1,12 @@
 //! The running agent: what is started in which order, and stopped in the reverse one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use dhow_agent::EventKind;
 use dhow_agent::ipam::Ipam;
 use dhow_client::{Client, ClientError};
 use dhow_engine::{Engine, EngineError};
@@ -17,7 +18,7 @@ use dhow_types::{Chain, NodeName};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::config::addresses_of;
-use crate::events::Recorder;
+use crate::events::{Recorder, tell_of_node};
 use crate::images::Images;
 use crate::layout::Layout;
 use crate::objects::ObjectReader;
@@ -126,7 +127,8 @@ impl Node {
         });
         let node_ports = node_port_ip.map(|ip| {
             let (node_ports, events) = NodePorts::start(&switch, ip);
-            background.spawn("node port news", report_node_ports(events, background.stop_token()));
+            let news = report_node_ports(events, client.clone(), name.clone(), background.stop_token());
+            background.spawn("node port news", news);
             node_ports
         });
         let connected = network::stay_connected(endpoint.clone(), fabric.clone(), control_quic, serving.stop_token());
@@ -211,12 +213,28 @@ async fn run(shared: Arc<Shared>, registration: Registration, pods: Tasks, backg
     background.spawn("heartbeat", heartbeat);
 }
 
-async fn report_node_ports(mut events: mpsc::Receiver<NodePortEvent>, stop: Stop) {
+async fn report_node_ports(mut events: mpsc::Receiver<NodePortEvent>, client: Client, node: NodeName, stop: Stop) {
+    // A port that stays taken is tried again and again, and told of once.
+    let mut taken = BTreeSet::new();
     while let Some(Some(event)) = stop.or(events.recv()).await {
         match event {
-            NodePortEvent::Open { port } => tracing::info!(port, "opened a node port"),
-            NodePortEvent::Closed { port } => tracing::info!(port, "closed a node port"),
-            NodePortEvent::Failed { port, error } => tracing::warn!(port, error, "a node port cannot be opened"),
+            NodePortEvent::Open { port } => {
+                taken.remove(&port);
+                tracing::info!(port, "opened a node port");
+            }
+            NodePortEvent::Closed { port } => {
+                taken.remove(&port);
+                tracing::info!(port, "closed a node port");
+            }
+            NodePortEvent::Failed { port, error } => {
+                if taken.insert(port) {
+                    tracing::warn!(port, error, "a node port cannot be opened");
+                    let message = format!(
+                        "node port {port} cannot be opened on this node: {error}; free it or give the service another"
+                    );
+                    tell_of_node(&client, &node, EventKind::Warning, "NodePortUnavailable", &message).await;
+                }
+            }
         }
     }
 }

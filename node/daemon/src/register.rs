@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
+use dhow_agent::EventKind;
 use dhow_api::Tree;
 use dhow_client::{Client, ClientError, Event, PatchType, resource_path};
 use dhow_tasks::Stop;
@@ -12,7 +13,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use crate::clock::now;
-use crate::events::node_event;
+use crate::events::tell_of_node;
 
 /// As a kubelet: the lease is renewed each 10 s and holds for 40 s.
 const LEASE_EVERY: Duration = Duration::from_secs(10);
@@ -236,11 +237,7 @@ impl Registration {
 
     async fn say_ready(&self) {
         let message = format!("Node {} status is now: NodeReady", self.node);
-        let event = node_event(&self.node, "NodeReady", &message, now());
-        let path = resource_path("", "v1", "events", Some("default"), None);
-        if let Err(err) = self.client.create(&path, &event).await {
-            tracing::debug!(err = %Chain(&err), "an event could not be written");
-        }
+        tell_of_node(&self.client, &self.node, EventKind::Normal, "NodeReady", &message).await;
     }
 
     async fn write_status(&self, ready_since: Time) -> Result<(), ClientError> {
