@@ -3,11 +3,12 @@
 use crate::endpoint::STREAMS_START;
 use crate::error::QuicError;
 use crate::header::{HEADER_BYTES_MAX, StreamHeader};
-use crate::tls::common_name;
+use crate::tls::subject;
 use bytes::Bytes;
 use quinn::{RecvStream, SendStream, VarInt};
 use rustls_pki_types::CertificateDer;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -31,6 +32,7 @@ pub struct Connection(Arc<Inner>);
 struct Inner {
     connection: quinn::Connection,
     peer: String,
+    organizations: Vec<String>,
     /// Streams that the peer has opened and that live still, and how many it may.
     accepted: Arc<AtomicU32>,
     allowed: AtomicU32,
@@ -41,18 +43,28 @@ impl Connection {
         let peer = connection
             .peer_identity()
             .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
-            .and_then(|chain| common_name(chain.first()?));
-        let Some(peer) = peer else {
+            .and_then(|chain| subject(chain.first()?));
+        let Some((peer, organizations)) = peer else {
             connection.close(RESET, b"no name");
             return Err(QuicError::Identity("peer's certificate has no common name".to_owned()));
         };
         let allowed = AtomicU32::new(STREAMS_START);
-        Ok(Connection(Arc::new(Inner { connection, peer, accepted: Arc::default(), allowed })))
+        Ok(Connection(Arc::new(Inner { connection, peer, organizations, accepted: Arc::default(), allowed })))
     }
 
     /// The common name of the peer's verified certificate, `system:node:n1` for one.
     pub fn peer(&self) -> &str {
         &self.0.peer
+    }
+
+    /// Whether the peer's verified certificate names this organization.
+    pub fn is_in(&self, organization: &str) -> bool {
+        self.0.organizations.iter().any(|one| one == organization)
+    }
+
+    /// Where the peer is.
+    pub fn remote_addr(&self) -> SocketAddr {
+        self.0.connection.remote_address()
     }
 
     /// Opens a stream and says what it carries.

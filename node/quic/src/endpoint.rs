@@ -3,12 +3,13 @@
 use crate::connection::Connection;
 use crate::error::QuicError;
 use crate::tls::Tls;
+use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, TransportConfig, VarInt};
 use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
@@ -26,6 +27,12 @@ const LINK_WINDOW: u32 = 32 * 1024 * 1024;
 const SEND_WINDOW: u64 = 8 * 1024 * 1024;
 /// The kernel's buffers for the port; it gives less if its own limit is lower.
 const SOCKET_BYTES: usize = 4 * 1024 * 1024;
+/// A control node that says nothing for so long is given up: a new leader is there by then, and a fresh link tells more
+/// than a dead one. How often a quiet link says something is a quarter of it.
+const CONTROL_IDLE: Duration = Duration::from_secs(4);
+/// How long the last words to the peers may take. They leave with the next turn of each connection's task, and nobody
+/// answers them: to wait longer would be to wait for nothing.
+const FAREWELL: Duration = Duration::from_millis(50);
 /// Handshakes under way. From half of it on a caller must first show that its address is real; beyond it, it is
 /// refused.
 const HANDSHAKES_MAX: usize = 256;
@@ -41,6 +48,8 @@ pub struct Endpoint(Arc<Inner>);
 struct Inner {
     endpoint: quinn::Endpoint,
     addr: SocketAddr,
+    /// With what it dials: exchanged when the certificate is renewed.
+    client: RwLock<Arc<QuicClientConfig>>,
     accepted: Mutex<mpsc::Receiver<Connection>>,
     acceptor: JoinHandle<()>,
 }
@@ -48,27 +57,34 @@ struct Inner {
 impl Endpoint {
     /// Opens the port. Call it inside a tokio runtime.
     pub fn bind(addr: SocketAddr, tls: &Tls) -> Result<Endpoint, QuicError> {
-        let transport = Arc::new(transport());
-        let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls.server()?));
-        server.transport_config(transport.clone());
-        let mut client = quinn::ClientConfig::new(Arc::new(tls.client()?));
-        client.transport_config(transport);
+        let socket = UdpSocket::bind(addr).map_err(|error| QuicError::Bind { addr, reason: error.to_string() })?;
+        Endpoint::on(socket, tls)
+    }
+
+    /// Takes a port that is open already. Call it inside a tokio runtime.
+    pub fn on(socket: UdpSocket, tls: &Tls) -> Result<Endpoint, QuicError> {
+        let server = server_config(tls)?;
+        let client = RwLock::new(Arc::new(tls.client()?));
         let config = endpoint_config(tls);
-        let bind = || -> io::Result<(quinn::Endpoint, SocketAddr)> {
-            let socket = UdpSocket::bind(addr)?;
+        let addr = socket.local_addr().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
+        let open = || -> io::Result<quinn::Endpoint> {
             let options = socket2::SockRef::from(&socket);
             options.set_recv_buffer_size(SOCKET_BYTES)?;
             options.set_send_buffer_size(SOCKET_BYTES)?;
-            let runtime = Arc::new(quinn::TokioRuntime);
-            let mut endpoint = quinn::Endpoint::new(config, Some(server), socket, runtime)?;
-            endpoint.set_default_client_config(client);
-            let addr = endpoint.local_addr()?;
-            Ok((endpoint, addr))
+            quinn::Endpoint::new(config, Some(server), socket, Arc::new(quinn::TokioRuntime))
         };
-        let (endpoint, addr) = bind().map_err(|error| QuicError::Bind { addr, reason: error.to_string() })?;
+        let endpoint = open().map_err(|error| QuicError::Bind { addr, reason: error.to_string() })?;
         let (sender, accepted) = mpsc::channel(ACCEPTED_MAX);
         let acceptor = tokio::spawn(accept(endpoint.clone(), sender));
-        Ok(Endpoint(Arc::new(Inner { endpoint, addr, accepted: Mutex::new(accepted), acceptor })))
+        Ok(Endpoint(Arc::new(Inner { endpoint, addr, client, accepted: Mutex::new(accepted), acceptor })))
+    }
+
+    /// Shows another certificate from now on. Connections that exist go on with the old one.
+    pub fn renew(&self, tls: &Tls) -> Result<(), QuicError> {
+        let (server, client) = (server_config(tls)?, Arc::new(tls.client()?));
+        self.0.endpoint.set_server_config(Some(server));
+        *self.0.client.write().unwrap_or_else(PoisonError::into_inner) = client;
+        Ok(())
     }
 
     /// The address, with the port that was found.
@@ -78,8 +94,25 @@ impl Endpoint {
 
     /// Connects to the peer at `addr`, whose certificate must be good for `server_name`.
     pub async fn connect(&self, addr: SocketAddr, server_name: &str) -> Result<Connection, QuicError> {
+        self.dial(addr, server_name, transport(IDLE, KEEP_ALIVE)).await
+    }
+
+    /// As [`Endpoint::connect`], from control node to control node: a peer that has gone silent is given up sooner.
+    pub async fn connect_control(&self, addr: SocketAddr, server_name: &str) -> Result<Connection, QuicError> {
+        self.dial(addr, server_name, transport(CONTROL_IDLE, CONTROL_IDLE / 4)).await
+    }
+
+    async fn dial(
+        &self,
+        addr: SocketAddr,
+        server_name: &str,
+        transport: TransportConfig,
+    ) -> Result<Connection, QuicError> {
         let failed = |error: &dyn std::fmt::Display| QuicError::Connect { addr, reason: error.to_string() };
-        let connecting = self.0.endpoint.connect(addr, server_name).map_err(|error| failed(&error))?;
+        let crypto = self.0.client.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut config = quinn::ClientConfig::new(crypto);
+        config.transport_config(Arc::new(transport));
+        let connecting = self.0.endpoint.connect_with(config, addr, server_name).map_err(|error| failed(&error))?;
         match tokio::time::timeout(HANDSHAKE, connecting).await {
             Err(_) => Err(QuicError::TimedOut),
             Ok(made) => Connection::new(made.map_err(|error| failed(&error))?),
@@ -96,9 +129,11 @@ impl Endpoint {
         self.0.endpoint.close(VarInt::from_u32(0), b"closed");
     }
 
-    /// After [`Endpoint::close`]: waits until the peers have been told.
+    /// After [`Endpoint::close`]: waits until the peers have been told; not at all if there are none.
     pub async fn drained(&self) {
-        self.0.endpoint.wait_idle().await;
+        if tokio::time::timeout(FAREWELL, self.0.endpoint.wait_idle()).await.is_err() {
+            tracing::trace!("the last words are on their way");
+        }
     }
 }
 
@@ -148,11 +183,18 @@ impl ConnectionIdGenerator for RandomIds {
     }
 }
 
-fn transport() -> TransportConfig {
+fn server_config(tls: &Tls) -> Result<quinn::ServerConfig, QuicError> {
+    let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls.server()?));
+    server.transport_config(Arc::new(transport(IDLE, KEEP_ALIVE)));
+    Ok(server)
+}
+
+/// The shorter of both sides' `idle` counts.
+fn transport(idle: Duration, keep_alive: Duration) -> TransportConfig {
     let mut transport = TransportConfig::default();
     transport
-        .max_idle_timeout(Some(IdleTimeout::try_from(IDLE).expect("half a minute is a timeout")))
-        .keep_alive_interval(Some(KEEP_ALIVE))
+        .max_idle_timeout(Some(IdleTimeout::try_from(idle).expect("half a minute is a timeout")))
+        .keep_alive_interval(Some(keep_alive))
         .max_concurrent_bidi_streams(STREAMS_START.into())
         .max_concurrent_uni_streams(0u32.into())
         .stream_receive_window(STREAM_WINDOW.into())

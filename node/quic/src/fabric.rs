@@ -372,6 +372,9 @@ async fn serve_stream(inner: Arc<Inner>, peer: String, trust: Trust, opened: Ope
                 tracing::debug!("kubelet stream comes too late");
             }
         }
+        StreamHeader::Raft { .. } | StreamHeader::Snapshot { .. } => {
+            tracing::warn!(peer, "stream between control nodes is refused: this is an agent")
+        }
         StreamHeader::Kubelet => {
             tracing::warn!(peer, "kubelet stream of somebody else than the control node is refused")
         }

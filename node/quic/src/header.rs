@@ -29,11 +29,24 @@ pub enum StreamHeader {
     },
     /// The kubelet API over HTTP/1.1.
     Kubelet,
+    /// Messages of consensus from one control node to another, each behind its length, for as long as the link lives.
+    Raft {
+        /// The cluster that both are of: two clusters may share a CA, when one was restored from a backup of the other.
+        cluster: [u8; 16],
+    },
+    /// A whole image of the state for a control node that lags behind. One byte of answer comes last: zero when it is
+    /// taken.
+    Snapshot {
+        /// As for [`StreamHeader::Raft`].
+        cluster: [u8; 16],
+    },
 }
 
 const TCP: u8 = 1;
 const UDP: u8 = 2;
 const KUBELET: u8 = 3;
+const RAFT: u8 = 4;
+const SNAPSHOT: u8 = 5;
 
 impl StreamHeader {
     /// The header with its length.
@@ -51,6 +64,14 @@ impl StreamHeader {
                 put_addr(&mut body, *to);
             }
             StreamHeader::Kubelet => body.put_u8(KUBELET),
+            StreamHeader::Raft { cluster } => {
+                body.put_u8(RAFT);
+                body.put_slice(cluster);
+            }
+            StreamHeader::Snapshot { cluster } => {
+                body.put_u8(SNAPSHOT);
+                body.put_slice(cluster);
+            }
         }
         let mut whole = BytesMut::with_capacity(2 + body.len());
         whole.put_u16(u16::try_from(body.len()).expect("a header is short"));
@@ -65,9 +86,17 @@ impl StreamHeader {
             TCP => Ok(StreamHeader::Tcp { from: get_addr(&mut body)?, to: get_addr(&mut body)? }),
             UDP => Ok(StreamHeader::Udp { from: get_addr(&mut body)?, to: get_addr(&mut body)? }),
             KUBELET => Ok(StreamHeader::Kubelet),
+            RAFT => Ok(StreamHeader::Raft { cluster: get_cluster(&mut body)? }),
+            SNAPSHOT => Ok(StreamHeader::Snapshot { cluster: get_cluster(&mut body)? }),
             _ => Err(QuicError::Header),
         }
     }
+}
+
+fn get_cluster(from: &mut impl Buf) -> Result<[u8; 16], QuicError> {
+    let mut cluster = [0; 16];
+    from.try_copy_to_slice(&mut cluster).map_err(|_| QuicError::Header)?;
+    Ok(cluster)
 }
 
 /// One datagram between pods: the two addresses, then the payload.
@@ -118,9 +147,13 @@ mod tests {
     #[test]
     fn headers_survive_the_wire() {
         let (v4, v6): (SocketAddr, SocketAddr) = ("10.64.0.2:80".parse().unwrap(), "[fd00::7]:65535".parse().unwrap());
-        for header in
-            [StreamHeader::Tcp { from: v4, to: v6 }, StreamHeader::Udp { from: v6, to: v4 }, StreamHeader::Kubelet]
-        {
+        for header in [
+            StreamHeader::Tcp { from: v4, to: v6 },
+            StreamHeader::Udp { from: v6, to: v4 },
+            StreamHeader::Kubelet,
+            StreamHeader::Raft { cluster: [7; 16] },
+            StreamHeader::Snapshot { cluster: [9; 16] },
+        ] {
             let wire = header.encode();
             assert_eq!(usize::from(u16::from_be_bytes([wire[0], wire[1]])), wire.len() - 2);
             assert_eq!(StreamHeader::decode(&wire[2..]), Ok(header.clone()));

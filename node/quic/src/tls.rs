@@ -82,9 +82,10 @@ fn identity(error: impl fmt::Display) -> QuicError {
     QuicError::Identity(error.to_string())
 }
 
-/// The common name in a certificate that TLS has verified.
-pub(crate) fn common_name(certificate: &[u8]) -> Option<String> {
+/// The common name and the organizations in a certificate that TLS has verified.
+pub(crate) fn subject(certificate: &[u8]) -> Option<(String, Vec<String>)> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
     let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
-    Some(name.to_owned())
+    let organizations = certificate.subject().iter_organization().filter_map(|attribute| attribute.as_str().ok());
+    Some((name.to_owned(), organizations.map(str::to_owned).collect()))
 }

@@ -357,3 +357,38 @@ async fn a_dropped_stream_is_a_reset_and_a_shut_one_an_end() {
         assert!(!shut || heard == b"part");
     }
 }
+
+#[tokio::test]
+async fn a_renewed_certificate_is_shown_to_whoever_comes_later() {
+    let ca = Ca::new();
+    let (a, b) = (ca.endpoint("dhow:control:1", "dhow-control"), ca.endpoint("dhow:control:2", "dhow-control"));
+    let (old, accepted) = tokio::join!(a.connect_control(b.local_addr(), "dhow-control"), b.accept());
+    let (old, accepted) = (old.unwrap(), accepted.unwrap());
+    assert_eq!((old.peer(), accepted.peer()), ("dhow:control:2", "dhow:control:1"));
+    assert!(!old.is_in("dhow:control-nodes"));
+    a.renew(&ca.issue("dhow:control:1b", "dhow-control")).unwrap();
+    b.renew(&ca.issue("dhow:control:2b", "dhow-control")).unwrap();
+    let (new, accepted) = tokio::join!(a.connect(b.local_addr(), "dhow-control"), b.accept());
+    assert_eq!((new.unwrap().peer(), accepted.unwrap().peer()), ("dhow:control:2b", "dhow:control:1b"));
+    assert!(!old.is_closed());
+    assert!(a.renew(&Tls { key_pem: String::new(), ..ca.issue("x", "x") }).is_err());
+}
+
+#[tokio::test]
+async fn a_farewell_reaches_the_peer_and_waits_for_nothing_else() {
+    let ca = Ca::new();
+    let (a, b) = (ca.endpoint("system:node:a", "a"), ca.endpoint("system:node:b", "b"));
+    let (here, _there) = tokio::join!(a.connect(b.local_addr(), "b"), b.accept());
+    let here = here.unwrap();
+    let begun = std::time::Instant::now();
+    b.close();
+    b.drained().await;
+    // quinn itself would wait for three times what it takes for a lost packet; the peer is told long before.
+    assert!(begun.elapsed() < std::time::Duration::from_millis(200), "{:?}", begun.elapsed());
+    assert!(matches!(here.closed().await, QuicError::Lost(_)));
+    let idle = ca.endpoint("system:node:c", "c");
+    let begun = std::time::Instant::now();
+    idle.close();
+    idle.drained().await;
+    assert!(begun.elapsed() < std::time::Duration::from_millis(20), "nobody has to be told");
+}
