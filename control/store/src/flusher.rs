@@ -198,7 +198,7 @@ mod tests {
             let key = Key::new("pods", "default", format!("p{}", index % 3));
             let value = "{\"metadata\":{}}".into();
             let mut changes = Vec::new();
-            let txn = Txn::one(Op::Put { key, value, expect: Expect::Any });
+            let txn = Txn::one(Op::Put { key, value, expect: Expect::Any, expires: None });
             state.apply_into(index, &txn, &mut changes).unwrap();
             let applied = Position { index, term: 1 };
             flusher.add(&changes, Checkpoint { applied, revision: index, hash: state.hash() });

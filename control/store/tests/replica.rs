@@ -32,7 +32,7 @@ fn key(name: &str) -> Key {
 fn put(name: &str, data: &str, expect: Expect) -> Txn {
     let value =
         format!(r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"{name}"}},"data":{{"v":"{data}"}}}}"#);
-    Txn::one(Op::Put { key: key(name), value: value.into(), expect })
+    Txn::one(Op::Put { key: key(name), value: value.into(), expect, expires: None })
 }
 
 fn delete(name: &str) -> Txn {
@@ -472,7 +472,7 @@ async fn values_come_back_as_they_were_given() {
     let dir = tempfile::tempdir().unwrap();
     let replica = open(config(dir.path())).await.unwrap();
     let odd = r#"{ "z": 1.50, "a": 1e400, "metadata": {"name":"odd", "x": [] }, "u": "\u00e9é" }"#;
-    let txn = Txn::one(Op::Put { key: key("odd"), value: Bytes::from_static(odd.as_bytes()), expect: Expect::Any });
+    let txn = Txn::one(Op::Put { key: key("odd"), value: Bytes::from_static(odd.as_bytes()), expect: Expect::Any, expires: None });
     replica.write(txn).await.unwrap();
     replica.close().await;
     let replica = open(config(dir.path())).await.unwrap();

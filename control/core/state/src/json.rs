@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 /// Where the revision goes.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     /// The value that is there, to be replaced.
     Value(Range<usize>),
@@ -34,19 +34,19 @@ pub(crate) fn revision_place(text: &[u8]) -> Option<Place> {
 }
 
 /// The text with `revision` as its `metadata.resourceVersion`; every other byte stays as it was.
-pub(crate) fn with_revision(text: &[u8], revision: u64) -> Option<Vec<u8>> {
-    let (cut, middle) = match revision_place(text)? {
-        Place::Value(range) => (range, format!("\"{revision}\"")),
+pub(crate) fn put_revision(text: &[u8], place: &Place, revision: u64) -> Vec<u8> {
+    let (cut, middle) = match place {
+        Place::Value(range) => (range.clone(), format!("\"{revision}\"")),
         Place::Behind { at, only } => {
-            let comma = if only { "" } else { "," };
-            (at..at, format!("\"resourceVersion\":\"{revision}\"{comma}"))
+            let comma = if *only { "" } else { "," };
+            (*at..*at, format!("\"resourceVersion\":\"{revision}\"{comma}"))
         }
     };
     let mut out = Vec::with_capacity(text.len() - cut.len() + middle.len());
     out.extend_from_slice(&text[..cut.start]);
     out.extend_from_slice(middle.as_bytes());
     out.extend_from_slice(&text[cut.end..]);
-    Some(out)
+    out
 }
 
 struct Scan<'a> {
@@ -151,6 +151,10 @@ fn names(raw: &[u8], name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn with_revision(text: &[u8], revision: u64) -> Option<Vec<u8>> {
+        Some(put_revision(text, &revision_place(text)?, revision))
+    }
 
     fn check(text: &str, want: Option<&str>) {
         let got = with_revision(text.as_bytes(), 42).map(|bytes| String::from_utf8(bytes).unwrap());

@@ -12,7 +12,7 @@
 //! * The revision grows by exactly one with each accepted, non-empty transaction and by nothing else.
 //! * Objects are kept as the JSON text that clients gave, plus the few keys that selectors need. A tree is made only
 //!   when someone asks; `metadata.resourceVersion` is put into the text without writing the text anew.
-//! * There are no old versions beyond the bounded history: a list that continues later sees what is there by then.
+//! * There are no old versions beyond the bounded history: an older list is the present one with the changes since undone.
 //!
 //! Absent on purpose: what a kind means (the gate), how bytes get to a disk (the store), who may do what.
 //!
@@ -34,5 +34,5 @@ pub use history::{Change, Compacted, HistoryMax};
 pub use key::Key;
 pub use object::{Malformed, OBJECT_BYTES_MAX, Object};
 pub use state::State;
-pub use txn::{Applied, Expect, Op, Rejected, Txn};
+pub use txn::{Applied, Expect, Op, Prepared, Rejected, Txn};
 pub use wire::DecodeError;

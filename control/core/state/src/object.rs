@@ -5,7 +5,7 @@ use crate::{Key, json};
 use bytes::Bytes;
 use dhow_api::Tree;
 use dhow_api::index::{Index, index};
-use dhow_types::Revision;
+use dhow_types::{Revision, Time};
 
 /// An object's size ends here (as in Kubernetes, whose store takes 1.5 MiB): beyond, watchers and the log would be slowed
 /// down for everyone. Larger ones are refused before they enter the log.
@@ -18,6 +18,8 @@ pub struct Object {
     pub key: Key,
     /// The revision that wrote it; the text says the same in `metadata.resourceVersion`.
     pub revision: Revision,
+    /// When it may be removed, if its writer said so.
+    pub expires: Option<Time>,
     /// What selectors, owners and the garbage collector ask for.
     pub index: Index,
     json: Bytes,
@@ -38,26 +40,28 @@ pub enum Malformed {
 }
 
 impl Object {
-    /// Reads a value that a transaction puts, as it will be at `revision`.
-    pub(crate) fn at(key: Key, revision: Revision, value: &[u8]) -> Result<Self, Malformed> {
-        let tree: Tree = serde_json::from_slice(value).map_err(|_| Malformed::Json)?;
-        let json = json::with_revision(value, revision.0).ok_or(Malformed::Metadata)?;
-        Ok(Self { index: index_of(&key.resource, &tree), key, revision, json: json.into() })
+    /// A value that a transaction puts, as it is at `revision`.
+    pub(crate) fn at(key: Key, revision: Revision, value: &[u8], parsed: Parsed, expires: Option<Time>) -> Self {
+        let json = json::put_revision(value, &parsed.place, revision.0);
+        Self { key, revision, expires, index: parsed.index, json: json.into() }
     }
 
     /// Takes back an object that a store kept: `json` already carries its revision.
     pub fn restore(key: Key, revision: Revision, json: Bytes) -> Result<Self, Malformed> {
-        let tree: Tree = serde_json::from_slice(&json).map_err(|_| Malformed::Json)?;
-        if !tree.get("metadata").is_some_and(Tree::is_object) {
-            return Err(Malformed::Metadata);
-        }
-        Ok(Self { index: index_of(&key.resource, &tree), key, revision, json })
+        let index = Parsed::read(&key.resource, &json)?.index;
+        Ok(Self { key, revision, expires: None, index, json })
+    }
+
+    /// The same object with another expiry.
+    pub fn expiring(self, expires: Option<Time>) -> Self {
+        Self { expires, ..self }
     }
 
     /// The same content as it was deleted at `revision`.
     pub(crate) fn deleted_at(&self, revision: Revision) -> Self {
-        let json = json::with_revision(&self.json, revision.0).expect("a stored object has metadata");
-        Self { key: self.key.clone(), revision, index: self.index.clone(), json: json.into() }
+        let place = json::revision_place(&self.json).expect("a stored object has metadata");
+        let json = json::put_revision(&self.json, &place, revision.0).into();
+        Self { key: self.key.clone(), revision, expires: None, index: self.index.clone(), json }
     }
 
     /// The whole object as JSON text, `metadata.resourceVersion` included.
@@ -78,7 +82,27 @@ impl Object {
         hasher.bytes(self.key.name.as_bytes());
         hasher.word(self.revision.0);
         hasher.bytes(&self.json);
+        // Objects that do not expire count as they did before there was expiry.
+        if let Some(expires) = self.expires {
+            hasher.word(expires.as_ms() as u64);
+        }
         hasher.finish()
+    }
+}
+
+/// What must be known of a value before it can be put. Reading the text is most of the work of a write, and needs no
+/// state: it can be done before the value's turn comes, on another thread.
+#[derive(Clone, Debug)]
+pub(crate) struct Parsed {
+    index: Index,
+    place: json::Place,
+}
+
+impl Parsed {
+    pub(crate) fn read(resource: &str, value: &[u8]) -> Result<Self, Malformed> {
+        let tree: Tree = serde_json::from_slice(value).map_err(|_| Malformed::Json)?;
+        let place = json::revision_place(value).ok_or(Malformed::Metadata)?;
+        Ok(Self { index: index_of(resource, &tree), place })
     }
 }
 

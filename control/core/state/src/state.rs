@@ -2,11 +2,13 @@
 
 use crate::hash::Hasher;
 use crate::history::History;
-use crate::{Applied, Change, Compacted, Expect, HistoryMax, Key, Malformed, Object, Op, Rejected, Txn};
-use dhow_types::Revision;
+use crate::object::Parsed;
+use crate::{Applied, Change, Compacted, Expect, HistoryMax, Key, Malformed, Object, Op, Prepared, Rejected, Txn};
+use dhow_types::{Revision, Time};
 use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -16,8 +18,8 @@ pub struct State {
     objects: BTreeSet<Entry>,
     /// How many objects each namespace of each resource has. Its keys are the one copy of those names.
     counts: BTreeMap<Arc<str>, BTreeMap<Arc<str>, usize>>,
-    /// By the UID of an owner: what names it in `metadata.ownerReferences`.
-    owned: BTreeMap<Box<str>, BTreeSet<Key>>,
+    /// The objects that expire, by when.
+    expiring: BTreeSet<(Time, Key)>,
     history: History,
     revision: Revision,
     index: u64,
@@ -71,7 +73,7 @@ impl State {
         let mut state = Self {
             objects: BTreeSet::new(),
             counts: BTreeMap::new(),
-            owned: BTreeMap::new(),
+            expiring: BTreeSet::new(),
             history: History::new(history_max, revision),
             revision,
             index,
@@ -127,6 +129,35 @@ impl State {
         self.objects.range((start, Bound::Unbounded)).take_while(inside).map(|entry| &entry.0)
     }
 
+    /// [`list_from`](State::list_from) as it was at `revision`: the present list with all that has changed since
+    /// undone. The work is that of the changes since, and of the objects that the caller takes.
+    pub fn list_at<'a>(
+        &'a self,
+        resource: &str,
+        namespace: Option<&str>,
+        after: Option<(&str, &str)>,
+        revision: Revision,
+    ) -> Result<impl Iterator<Item = &'a Arc<Object>> + use<'a>, Compacted> {
+        let inside = |key: &Key| {
+            *key.resource == *resource
+                && namespace.is_none_or(|namespace| *key.namespace == *namespace)
+                && after.is_none_or(|(namespace, name)| (&*key.namespace, &*key.name) > (namespace, name))
+        };
+        let mut undone: BTreeMap<&Key, Option<&Arc<Object>>> = BTreeMap::new();
+        for change in self.history.since(revision)?.filter(|change| inside(&change.key)) {
+            undone.entry(&change.key).or_insert(change.old.as_ref());
+        }
+        let mut past: Vec<_> = undone.values().flatten().copied().collect();
+        past.reverse();
+        let unchanged = move |object: &&Arc<Object>| !undone.contains_key(&object.key);
+        let mut present = self.list_from(resource, namespace, after).filter(unchanged).peekable();
+        Ok(iter::from_fn(move || match (present.peek(), past.last()) {
+            (Some(now), Some(then)) if now.key < then.key => present.next(),
+            (_, Some(_)) => past.pop(),
+            (_, None) => present.next(),
+        }))
+    }
+
     /// All objects, in the order of their keys.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Object>> {
         self.objects.iter().map(|entry| &entry.0)
@@ -151,9 +182,15 @@ impl State {
         self.objects.is_empty()
     }
 
-    /// The objects that name this UID as an owner.
-    pub fn by_owner(&self, uid: &str) -> impl Iterator<Item = &Arc<Object>> {
-        self.owned.get(uid).into_iter().flatten().filter_map(|key| self.get(key))
+    /// The objects that are to be removed by `now`, the oldest first.
+    pub fn expired(&self, now: Time) -> impl Iterator<Item = &Arc<Object>> {
+        let due = self.expiring.iter().take_while(move |(expires, _)| *expires <= now);
+        due.filter_map(|(_, key)| self.get(key))
+    }
+
+    /// When the next object expires.
+    pub fn next_expiry(&self) -> Option<Time> {
+        self.expiring.first().map(|(expires, _)| *expires)
     }
 
     /// The changes after a revision, oldest first.
@@ -183,12 +220,33 @@ impl State {
 
     /// [`apply`](State::apply) that also hands out the changes that it made.
     pub fn apply_into(&mut self, index: u64, txn: &Txn, changes: &mut Vec<Arc<Change>>) -> Result<Applied, Rejected> {
+        self.apply_parsed(index, txn, Vec::new(), changes)
+    }
+
+    /// [`apply_into`](State::apply_into) for a transaction whose values have been read. It ends in the same state.
+    pub fn apply_prepared(
+        &mut self,
+        index: u64,
+        prepared: Prepared,
+        changes: &mut Vec<Arc<Change>>,
+    ) -> Result<Applied, Rejected> {
+        let Prepared { txn, parsed } = prepared;
+        self.apply_parsed(index, &txn, parsed, changes)
+    }
+
+    fn apply_parsed(
+        &mut self,
+        index: u64,
+        txn: &Txn,
+        parsed: Vec<Option<Parsed>>,
+        changes: &mut Vec<Arc<Change>>,
+    ) -> Result<Applied, Rejected> {
         self.apply_nothing(index);
         if txn.ops.is_empty() {
             return Ok(Applied { revision: self.revision, objects: Vec::new() });
         }
         let revision = Revision(self.revision.0 + 1);
-        let planned = self.plan(txn, revision)?;
+        let planned = self.plan(txn, parsed, revision)?;
         self.revision = revision;
         let mut objects = Vec::with_capacity(planned.len());
         for step in planned {
@@ -201,23 +259,24 @@ impl State {
         Ok(Applied { revision, objects })
     }
 
-    /// Looks at every operation before any is done.
-    fn plan(&self, txn: &Txn, revision: Revision) -> Result<Vec<Step>, Rejected> {
+    /// Looks at every operation before any is done. `parsed` is empty, or has what was read of each one's value.
+    fn plan(&self, txn: &Txn, parsed: Vec<Option<Parsed>>, revision: Revision) -> Result<Vec<Step>, Rejected> {
         let mut seen = BTreeSet::new();
         let mut steps = Vec::with_capacity(txn.ops.len());
-        for op in &txn.ops {
+        for (op, parsed) in txn.ops.iter().zip(parsed.into_iter().chain(iter::repeat(None))) {
             let malformed = |why: Malformed| Rejected::Malformed { key: op.key().clone(), why };
             if txn.ops.len() > 1 && !seen.insert(op.key()) {
                 return Err(malformed(Malformed::Repeated));
             }
             let old = self.get(op.key());
             check(op, old)?;
+            let read = |value| parsed.map_or_else(|| Parsed::read(&op.key().resource, value).map_err(malformed), Ok);
             steps.push(match (op, old) {
-                (Op::Put { key, value, .. }, _) => {
-                    Step::Put(Object::at(self.shared(key), revision, value).map_err(malformed)?)
+                (Op::Put { key, value, expires, .. }, _) => {
+                    Step::Put(Object::at(self.shared(key), revision, value, read(value)?, *expires))
                 }
                 (Op::Delete { last: Some(last), .. }, Some(old)) => {
-                    Step::Delete(Object::at(old.key.clone(), revision, last).map_err(malformed)?)
+                    Step::Delete(Object::at(old.key.clone(), revision, last, read(last)?, None))
                 }
                 (Op::Delete { last: None, .. }, Some(old)) => Step::Delete(old.deleted_at(revision)),
                 (Op::Delete { key, .. }, None) => return Err(Rejected::Missing { key: key.clone() }),
@@ -246,8 +305,8 @@ impl State {
         object.key = self.shared(&object.key);
         let new = Arc::new(object);
         self.sum = self.sum.wrapping_add(new.hash());
-        for owner in &new.index.owners {
-            self.owned.entry(owner.as_str().into()).or_default().insert(new.key.clone());
+        if let Some(expires) = new.expires {
+            self.expiring.insert((expires, new.key.clone()));
         }
         self.objects.insert(Entry(new.clone()));
         (old, new)
@@ -256,13 +315,8 @@ impl State {
     fn remove(&mut self, key: &Key) -> Option<Arc<Object>> {
         let Entry(old) = self.objects.take(key)?;
         self.sum = self.sum.wrapping_sub(old.hash());
-        for owner in &old.index.owners {
-            if let Some(keys) = self.owned.get_mut(owner.as_str()) {
-                keys.remove(key);
-                if keys.is_empty() {
-                    self.owned.remove(owner.as_str());
-                }
-            }
+        if let Some(expires) = old.expires {
+            self.expiring.remove(&(expires, old.key.clone()));
         }
         if let Some(namespaces) = self.counts.get_mut(&key.resource)
             && let Some(count) = namespaces.get_mut(&key.namespace)

@@ -1,9 +1,11 @@
 //! What goes through the log: compare-and-set transactions, and how they end.
 
+use crate::object::Parsed;
 use crate::wire::{DecodeError, Reader, put_bytes, put_varint};
 use crate::{Key, Malformed, Object};
 use bytes::Bytes;
-use dhow_types::Revision;
+use dhow_types::{Revision, Time};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Operations that happen together, at one revision, or not at all. No object may be named twice.
@@ -24,6 +26,9 @@ pub enum Op {
         value: Bytes,
         /// What must be there before.
         expect: Expect,
+        /// When the object may be removed; said anew by every write of it. [`State::expired`](crate::State::expired)
+        /// tells what is due, and somebody has to delete it.
+        expires: Option<Time>,
     },
     /// Removes an object.
     Delete {
@@ -47,6 +52,21 @@ pub enum Expect {
     Present,
     /// The object as this revision left it.
     At(Revision),
+}
+
+/// A transaction whose values have been read, so that applying it costs little. Made where there is time for it.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    pub(crate) txn: Txn,
+    /// One for each operation that carries a value.
+    pub(crate) parsed: Vec<Option<Parsed>>,
+}
+
+impl Prepared {
+    /// The transaction itself.
+    pub fn txn(&self) -> &Txn {
+        &self.txn
+    }
 }
 
 /// A transaction that was accepted.
@@ -91,11 +111,48 @@ pub enum Rejected {
     },
 }
 
+impl Rejected {
+    /// The object whose operation could not be done.
+    pub fn key(&self) -> &Key {
+        match self {
+            Rejected::Conflict { key, .. }
+            | Rejected::Exists { key }
+            | Rejected::Missing { key }
+            | Rejected::Malformed { key, .. } => key,
+        }
+    }
+}
+
+impl Txn {
+    /// Reads all values. What no state would accept is refused here already.
+    pub fn prepare(self) -> Result<Prepared, Rejected> {
+        let mut seen = BTreeSet::new();
+        let mut parsed = Vec::with_capacity(self.ops.len());
+        for op in &self.ops {
+            let malformed = |why| Rejected::Malformed { key: op.key().clone(), why };
+            if self.ops.len() > 1 && !seen.insert(op.key()) {
+                return Err(malformed(Malformed::Repeated));
+            }
+            let read = |value: &Bytes| Parsed::read(&op.key().resource, value).map_err(malformed);
+            parsed.push(op.value().map(read).transpose()?);
+        }
+        Ok(Prepared { txn: self, parsed })
+    }
+}
+
 impl Op {
     /// The object that the operation is about.
     pub fn key(&self) -> &Key {
         match self {
             Op::Put { key, .. } | Op::Delete { key, .. } => key,
+        }
+    }
+
+    /// The text that the operation carries.
+    pub fn value(&self) -> Option<&Bytes> {
+        match self {
+            Op::Put { value, .. } => Some(value),
+            Op::Delete { last, .. } => last.as_ref(),
         }
     }
 
@@ -112,6 +169,7 @@ const FORMAT: u8 = 1;
 const PUT: u8 = 1;
 const DELETE: u8 = 2;
 const DELETE_LAST: u8 = 3;
+const PUT_EXPIRING: u8 = 4;
 
 const ANY: u8 = 0;
 const ABSENT: u8 = 1;
@@ -131,18 +189,21 @@ impl Txn {
         out.push(FORMAT);
         put_varint(&mut out, self.ops.len() as u64);
         for op in &self.ops {
-            let (tag, value) = match op {
-                Op::Put { value, .. } => (PUT, Some(value)),
-                Op::Delete { last: Some(last), .. } => (DELETE_LAST, Some(last)),
-                Op::Delete { last: None, .. } => (DELETE, None),
-            };
-            out.push(tag);
+            out.push(match op {
+                Op::Put { expires: None, .. } => PUT,
+                Op::Put { expires: Some(_), .. } => PUT_EXPIRING,
+                Op::Delete { last: Some(_), .. } => DELETE_LAST,
+                Op::Delete { last: None, .. } => DELETE,
+            });
             put_expect(&mut out, op.expect());
             let key = op.key();
             put_bytes(&mut out, key.resource.as_bytes());
             put_bytes(&mut out, key.namespace.as_bytes());
             put_bytes(&mut out, key.name.as_bytes());
-            if let Some(value) = value {
+            if let Op::Put { expires: Some(expires), .. } = op {
+                put_varint(&mut out, expires.as_ms() as u64);
+            }
+            if let Some(value) = op.value() {
                 put_bytes(&mut out, value);
             }
         }
@@ -167,12 +228,8 @@ impl Txn {
 }
 
 fn op_size(op: &Op) -> usize {
-    let value = match op {
-        Op::Put { value, .. } => value.len(),
-        Op::Delete { last, .. } => last.as_ref().map_or(0, Bytes::len),
-    };
     let key = op.key();
-    value + key.resource.len() + key.namespace.len() + key.name.len() + 32
+    op.value().map_or(0, Bytes::len) + key.resource.len() + key.namespace.len() + key.name.len() + 32
 }
 
 fn put_expect(out: &mut Vec<u8>, expect: Expect) {
@@ -198,7 +255,11 @@ fn read_op(reader: &mut Reader) -> Result<Op, DecodeError> {
     };
     let key = Key::new(reader.text()?, reader.text()?, reader.text()?);
     match tag {
-        PUT => Ok(Op::Put { key, value: reader.bytes()?, expect }),
+        PUT => Ok(Op::Put { key, value: reader.bytes()?, expect, expires: None }),
+        PUT_EXPIRING => {
+            let expires = Some(Time::from_ms(reader.varint()? as i64));
+            Ok(Op::Put { key, value: reader.bytes()?, expect, expires })
+        }
         DELETE => Ok(Op::Delete { key, expect, last: None }),
         DELETE_LAST => Ok(Op::Delete { key, expect, last: Some(reader.bytes()?) }),
         other => Err(DecodeError::Tag(other)),
@@ -211,10 +272,11 @@ mod tests {
 
     fn sample() -> Txn {
         let key = |name: &str| Key::new("deployments.apps", "default", name);
+        let put = |name: &str, value: Bytes, expect, expires| Op::Put { key: key(name), value, expect, expires };
         Txn {
             ops: vec![
-                Op::Put { key: key("a"), value: Bytes::from_static(b"{\"metadata\":{}}"), expect: Expect::Absent },
-                Op::Put { key: key("b"), value: Bytes::from(vec![b'x'; 300]), expect: Expect::At(Revision(u64::MAX)) },
+                put("a", Bytes::from_static(b"{\"metadata\":{}}"), Expect::Absent, None),
+                put("b", Bytes::from(vec![b'x'; 300]), Expect::At(Revision(u64::MAX)), Some(Time::from_ms(-1))),
                 Op::Delete { key: key("c"), expect: Expect::Any, last: None },
                 Op::Delete {
                     key: Key::new("nodes", "", "n1"),

@@ -179,7 +179,7 @@ impl World {
                 return if Expect::At(old.revision) == expect { Ok(None) } else { Err(WriteFault::Conflict) };
             }
         }
-        self.apply(Op::Put { key, value: tree.to_string().into(), expect })
+        self.apply(Op::Put { key, value: tree.to_string().into(), expect, expires: None })
     }
 
     fn remove(&mut self, key: &Key) -> Result<Option<Revision>, WriteFault> {

@@ -1,6 +1,6 @@
 use super::*;
 use bytes::Bytes;
-use dhow_types::Rng;
+use dhow_types::{Rng, Time};
 use std::collections::HashMap;
 
 fn key(name: &str) -> Key {
@@ -14,7 +14,7 @@ fn value(name: &str, extra: &str) -> Bytes {
 }
 
 fn put(name: &str, expect: Expect) -> Op {
-    Op::Put { key: key(name), value: value(name, ""), expect }
+    Op::Put { key: key(name), value: value(name, ""), expect, expires: None }
 }
 
 fn delete(name: &str, expect: Expect) -> Op {
@@ -85,6 +85,7 @@ fn senseless_transactions_are_refused() {
         key: key("pods/a/z"),
         value: Bytes::from_static(text.as_bytes()),
         expect: Expect::Any,
+        expires: None,
     };
     let table = [
         (Txn { ops: vec![put("pods/a/z", Expect::Any), delete("pods/a/z", Expect::Any)] }, Malformed::Repeated),
@@ -106,7 +107,8 @@ fn senseless_transactions_are_refused() {
 #[test]
 fn changes_show_what_was_and_what_is() {
     let mut state = with(&["pods/a/x"]);
-    let update = Op::Put { key: key("pods/a/x"), value: value("x", ",\"labels\":{\"a\":\"b\"}"), expect: Expect::Any };
+    let labelled = value("x", ",\"labels\":{\"a\":\"b\"}");
+    let update = Op::Put { key: key("pods/a/x"), value: labelled, expect: Expect::Any, expires: None };
     state.apply(2, &Txn::one(update)).unwrap();
     let last = Some(value("x", ",\"finalizers\":[]"));
     state.apply(3, &Txn::one(Op::Delete { key: key("pods/a/x"), expect: Expect::Any, last })).unwrap();
@@ -165,27 +167,74 @@ fn lists_are_ranges() {
     }
 }
 
+fn id(object: &Arc<Object>) -> (String, Revision) {
+    (object.key.to_string(), object.revision)
+}
+
 #[test]
-fn owned_objects_are_found_by_the_uid_of_their_owner() {
-    let owned = |name: &str, uids: &[&str]| {
-        let refs: Vec<_> = uids
-            .iter()
-            .map(|uid| format!("{{\"apiVersion\":\"v1\",\"kind\":\"K\",\"name\":\"n\",\"uid\":\"{uid}\"}}"))
-            .collect();
-        let value = value(name, &format!(",\"uid\":\"of-{name}\",\"ownerReferences\":[{}]", refs.join(",")));
-        Txn::one(Op::Put { key: key(name), value, expect: Expect::Any })
-    };
-    let mut state = State::new(HistoryMax::default());
-    state.apply(1, &owned("pods/a/x", &["u1"])).unwrap();
-    state.apply(2, &owned("made.up/a/y", &["u1", "u2"])).unwrap();
-    assert_eq!(names(state.by_owner("u1")), ["made.up/a/y", "pods/a/x"]);
-    assert_eq!(names(state.by_owner("u2")), ["made.up/a/y"]);
-    assert_eq!(state.get(&key("made.up/a/y")).unwrap().index.uid, "of-made.up/a/y");
-    state.apply(3, &owned("pods/a/x", &["u3"])).unwrap();
-    state.apply(4, &Txn::one(delete("made.up/a/y", Expect::Any))).unwrap();
-    for (uid, want) in [("u1", &[][..]), ("u2", &[]), ("u3", &["pods/a/x"]), ("none", &[])] {
-        assert_eq!(names(state.by_owner(uid)), want, "{uid}");
+fn older_lists_are_the_present_one_undone() {
+    for seed in 0..40 {
+        let mut rng = Rng::new(seed);
+        let mut state = State::new(HistoryMax { changes: 6, bytes: usize::MAX });
+        let mut past: Vec<Vec<Arc<Object>>> = vec![Vec::new()];
+        for index in 1..=100 {
+            let txn = random_txn(&mut rng, state.revision().0);
+            if state.apply(index, &txn).is_ok() && !txn.ops.is_empty() {
+                past.push(state.iter().cloned().collect());
+            }
+        }
+        for (revision, all) in past.iter().enumerate() {
+            let revision = Revision(revision as u64);
+            for namespace in [None, Some("0"), Some("1")] {
+                for after in [None, Some(("0", "2")), Some(("0", "9"))] {
+                    let want = all.iter().filter(|object| {
+                        let key = &object.key;
+                        &*key.resource == "pods"
+                            && namespace.is_none_or(|namespace| &*key.namespace == namespace)
+                            && after.is_none_or(|(ns, name)| (&*key.namespace, &*key.name) > (ns, name))
+                    });
+                    match state.list_at("pods", namespace, after, revision) {
+                        Ok(got) => {
+                            let (got, want): (Vec<_>, Vec<_>) = (got.map(id).collect(), want.map(id).collect());
+                            assert_eq!(got, want, "seed {seed}, {revision} {namespace:?} {after:?}");
+                        }
+                        Err(compacted) => assert!(compacted.oldest > revision),
+                    }
+                }
+            }
+        }
+        assert!(state.list_at("pods", None, None, Revision(0)).is_err(), "seed {seed}: the history is bounded");
     }
+}
+
+#[test]
+fn objects_expire_when_their_last_writer_said() {
+    let mut state = State::new(HistoryMax::default());
+    let ms = Time::from_ms;
+    let write = |state: &mut State, name: &str, expires: Option<i64>| {
+        let (key, value) = (key(name), value(name, ""));
+        let txn = Txn::one(Op::Put { key, value, expect: Expect::Any, expires: expires.map(Time::from_ms) });
+        state.apply(state.index() + 1, &Txn::decode(txn.encode().into()).unwrap()).unwrap();
+    };
+    write(&mut state, "events/a/1", Some(300));
+    write(&mut state, "events/a/2", Some(100));
+    write(&mut state, "events/a/3", Some(200));
+    write(&mut state, "events/a/4", None);
+    assert_eq!(names(state.expired(ms(99))), Vec::<String>::new());
+    assert_eq!(names(state.expired(ms(200))), ["events/a/2", "events/a/3"]);
+    write(&mut state, "events/a/2", Some(400));
+    write(&mut state, "events/a/3", None);
+    assert_eq!(state.next_expiry(), Some(ms(300)));
+    assert_eq!(names(state.expired(ms(999))), ["events/a/1", "events/a/2"]);
+    let hash = state.hash();
+    let kept = state.iter().map(|object| {
+        let Object { key, revision, expires, .. } = &**object;
+        Object::restore(key.clone(), *revision, object.json().clone()).unwrap().expiring(*expires)
+    });
+    let restored = State::restore(HistoryMax::default(), 9, state.revision(), kept);
+    assert_eq!((restored.hash(), names(restored.expired(ms(999)))), (hash, names(state.expired(ms(999)))));
+    state.apply(90, &Txn::one(delete("events/a/1", Expect::Any))).unwrap();
+    assert_eq!(names(state.expired(ms(999))), ["events/a/2"]);
 }
 
 #[test]
@@ -269,8 +318,8 @@ fn random_txn(rng: &mut Rng, revision: u64) -> Txn {
         if rng.chance(1, 3) {
             return delete(&name, expect);
         }
-        let owner = format!(",\"ownerReferences\":[{{\"uid\":\"{}\"}}]", rng.below(3));
-        Op::Put { key: key(&name), value: value(&name, &owner), expect }
+        let label = format!(",\"labels\":{{\"a\":\"{}\"}}", rng.below(3));
+        Op::Put { key: key(&name), value: value(&name, &label), expect, expires: None }
     });
     Txn { ops: ops.collect() }
 }
@@ -280,10 +329,21 @@ fn random_histories_agree_with_a_plain_model() {
     for seed in 0..40 {
         let mut rng = Rng::new(seed);
         let mut state = State::new(HistoryMax::default());
+        let mut prepared_state = State::new(HistoryMax::default());
         let mut model = Model::default();
         for index in 1..=300 {
             let txn = Txn::decode(random_txn(&mut rng, model.revision).encode().into()).unwrap();
-            assert_eq!(state.apply(index, &txn).is_ok(), model.apply(&txn), "seed {seed}, {txn:?}");
+            // What was read before its turn is applied as what is read then.
+            let ended = match txn.clone().prepare() {
+                Ok(prepared) => prepared_state.apply_prepared(index, prepared, &mut Vec::new()).map(|_| ()),
+                Err(rejected) => {
+                    prepared_state.apply_nothing(index);
+                    Err(rejected)
+                }
+            };
+            let applied = state.apply(index, &txn);
+            assert_eq!(applied.is_ok(), model.apply(&txn), "seed {seed}, {txn:?}");
+            assert_eq!((ended.is_ok(), prepared_state.hash()), (applied.is_ok(), state.hash()), "seed {seed}, {txn:?}");
             assert_eq!(state.revision().0, model.revision);
         }
         let mut want: Vec<_> = model.objects.iter().map(|(key, (revision, _))| (key.clone(), *revision)).collect();
@@ -296,10 +356,6 @@ fn random_histories_agree_with_a_plain_model() {
             .map(|change| (change.revision.0, change.key.clone(), change.new.is_some()))
             .collect();
         assert_eq!(changes, model.changes, "seed {seed}");
-        for owner in ["0", "1", "2"] {
-            let direct = state.iter().filter(|object| object.index.owners.contains(&owner.to_owned()));
-            assert_eq!(names(state.by_owner(owner)), names(direct), "seed {seed}");
-        }
         // What a store would keep gives the same state back.
         let kept =
             state.iter().map(|object| Object::restore(object.key.clone(), object.revision, object.json().clone()));
