@@ -25,8 +25,6 @@ pub(crate) struct App {
     pub(crate) ca: Ca,
     pub(crate) nodes: Nodes,
     pub(crate) services: ServiceRanges,
-    /// Held while a Service is planned and written, so that no address is given twice.
-    pub(crate) service_turn: tokio::sync::Mutex<()>,
     /// Ends watches and streams.
     pub(crate) stop: Stop,
     /// Ends the controllers, after the last request.
@@ -89,7 +87,6 @@ impl App {
         dry_run: bool,
         mut plan: impl FnMut(&Context<'_>) -> Result<Plan, ApiError>,
     ) -> Result<Done, ApiError> {
-        let _turn = if kind.takes_addresses { Some(self.service_turn.lock().await) } else { None };
         let mut plans = 0;
         loop {
             let Plan { txn, reply, code, warnings } = {
@@ -135,5 +132,9 @@ impl View for ReplicaView<'_> {
 
     fn list(&self, resource: &str) -> Vec<Arc<Object>> {
         self.0.state().list(resource, None).cloned().collect()
+    }
+
+    fn list_in(&self, resource: &str, namespace: &str) -> Vec<Arc<Object>> {
+        self.0.state().list(resource, Some(namespace)).cloned().collect()
     }
 }

@@ -180,7 +180,6 @@ impl Server {
             ca,
             nodes: nodes::Nodes::default(),
             services,
-            service_turn: tokio::sync::Mutex::new(()),
             stop: tasks.stop_token(),
             machines_stop: machines.stop_token(),
             tasks: tasks.clone(),

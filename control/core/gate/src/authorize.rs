@@ -2,28 +2,36 @@
 //! no. RBAC will be one more rule in the list.
 
 use crate::request::{RequestInfo, ResourceRequest, Target, Verb};
-use crate::user::{AUTHENTICATED, BOOTSTRAPPERS, MASTERS, User};
+use crate::user::{AUTHENTICATED, BOOTSTRAPPERS, CONTROL_BOOTSTRAPPERS, CONTROL_NODES, MASTERS, User};
+use crate::write::View;
+use dhow_api::Tree;
+use dhow_api::meta;
 use dhow_api::status::{Access, ApiError};
 
-/// One authoriser: `true` allows, `false` has no opinion.
-pub type Rule = fn(&User, &RequestInfo) -> bool;
+/// One authoriser: `true` allows, `false` has no opinion. What depends on the stored objects asks the view.
+pub type Rule = fn(&User, &RequestInfo, &dyn View) -> bool;
 
 /// The rules, asked in this order.
-pub const RULES: [Rule; 5] = [masters, public_paths, discovery, bootstrappers, nodes];
+pub const RULES: [Rule; 6] = [masters, control_nodes, public_paths, discovery, bootstrappers, nodes];
 
 /// Allows the request or says, in Kubernetes' words, who may not do what.
-pub fn authorize(user: &User, info: &RequestInfo) -> Result<(), ApiError> {
-    if RULES.iter().any(|rule| rule(user, info)) { Ok(()) } else { Err(refusal(user, info)) }
+pub fn authorize(user: &User, info: &RequestInfo, view: &dyn View) -> Result<(), ApiError> {
+    if RULES.iter().any(|rule| rule(user, info, view)) { Ok(()) } else { Err(refusal(user, info)) }
 }
 
-fn masters(user: &User, _: &RequestInfo) -> bool {
+fn masters(user: &User, _: &RequestInfo, _: &dyn View) -> bool {
     user.is_in(MASTERS)
+}
+
+/// A control node holds the key of the cluster's CA: to forbid it anything would only seem to.
+fn control_nodes(user: &User, _: &RequestInfo, _: &dyn View) -> bool {
+    user.is_in(CONTROL_NODES)
 }
 
 /// Paths that tell nothing secret and that a client needs before it has a credential.
 const PUBLIC_PATHS: [&str; 5] = ["/version", "/healthz", "/livez", "/readyz", "/cacerts"];
 
-fn public_paths(_: &User, info: &RequestInfo) -> bool {
+fn public_paths(_: &User, info: &RequestInfo, _: &dyn View) -> bool {
     let Target::Path(path) = &info.target else { return false };
     info.verb == Verb::Get
         && PUBLIC_PATHS
@@ -31,7 +39,7 @@ fn public_paths(_: &User, info: &RequestInfo) -> bool {
             .any(|public| path.strip_prefix(public).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
 }
 
-fn discovery(user: &User, info: &RequestInfo) -> bool {
+fn discovery(user: &User, info: &RequestInfo, _: &dyn View) -> bool {
     let Target::Path(path) = &info.target else { return false };
     user.is_in(AUTHENTICATED)
         && info.verb == Verb::Get
@@ -41,18 +49,83 @@ fn discovery(user: &User, info: &RequestInfo) -> bool {
                 .any(|root| path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))))
 }
 
+/// Where agents trade a join token for a certificate.
+pub const JOIN_PATH: &str = "/dhow/v1/join";
+/// Where control nodes do.
+pub const MEMBER_JOIN_PATH: &str = "/dhow/v1/members/join";
+/// Where whoever has a certificate gets a fresh one.
+pub const RENEW_PATH: &str = "/dhow/v1/renew";
+
 /// A join token opens the one door to a certificate, and nothing else.
-fn bootstrappers(user: &User, info: &RequestInfo) -> bool {
-    user.is_in(BOOTSTRAPPERS) && info.target == Target::Path("/dhow/v1/join".to_owned()) && info.method == "post"
+fn bootstrappers(user: &User, info: &RequestInfo, _: &dyn View) -> bool {
+    let Target::Path(path) = &info.target else { return false };
+    let door = match path.as_str() {
+        JOIN_PATH => BOOTSTRAPPERS,
+        MEMBER_JOIN_PATH => CONTROL_BOOTSTRAPPERS,
+        _ => return false,
+    };
+    user.is_in(door) && info.method == "post"
 }
 
 /// What an agent needs: to read what pods refer to, and to write its own node, its own lease, pods' status, events.
-fn nodes(user: &User, info: &RequestInfo) -> bool {
+fn nodes(user: &User, info: &RequestInfo, view: &dyn View) -> bool {
     let Some(node) = user.node() else { return false };
     match &info.target {
+        Target::Path(path) if path == RENEW_PATH => info.method == "post",
         Target::Path(path) => info.verb == Verb::Get && (path == "/v2" || path.starts_with("/v2/")),
+        Target::Resource(resource) if is_content(resource) => {
+            info.verb.is_read() && resource.subresource.is_empty() && is_named_by_pods_of(node, resource, view)
+        }
         Target::Resource(resource) => node_may(node, info.verb, resource),
     }
+}
+
+/// Whether these are objects that hold what somebody may want to keep to themselves.
+fn is_content(request: &ResourceRequest) -> bool {
+    request.group.is_empty() && matches!(request.resource.as_str(), "configmaps" | "secrets")
+}
+
+/// Whether a pod that is bound to the node names the one ConfigMap or Secret that is asked for. A node that somebody has
+/// taken over tells no more than what its own pods were given.
+fn is_named_by_pods_of(node: &str, request: &ResourceRequest, view: &dyn View) -> bool {
+    let name = if request.name.is_empty() { &request.selected } else { &request.name };
+    if name.is_empty() || request.namespace.is_empty() {
+        return false;
+    }
+    let quoted = Tree::from(name.as_str()).to_string();
+    let mut pods = view.list_in("pods", &request.namespace).into_iter();
+    pods.any(|pod| {
+        pod.index.field("spec.nodeName") == Some(node)
+            // The text is searched first: most pods do not have the name anywhere and need not be parsed.
+            && contains(pod.json(), quoted.as_bytes())
+            && pod_names(&pod.tree(), &request.resource, name)
+    })
+}
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len()).any(|window| window == part)
+}
+
+/// Whether a pod's spec refers to a ConfigMap or Secret: in an environment, a volume, or as a pull secret.
+fn pod_names(pod: &Tree, resource: &str, name: &str) -> bool {
+    let is = |tree: &Tree, path: &str| meta::text(tree, path) == name;
+    let (env_from, key_ref, volume, volume_name, projected) = match resource {
+        "secrets" => ("secretRef.name", "valueFrom.secretKeyRef.name", "secret", "secretName", "secret.name"),
+        _ => ("configMapRef.name", "valueFrom.configMapKeyRef.name", "configMap", "name", "configMap.name"),
+    };
+    let in_containers =
+        ["spec.initContainers", "spec.containers", "spec.ephemeralContainers"].into_iter().any(|containers| {
+            meta::list(pod, containers).iter().any(|container| {
+                meta::list(container, "envFrom").iter().any(|source| is(source, env_from))
+                    || meta::list(container, "env").iter().any(|variable| is(variable, key_ref))
+            })
+        });
+    let in_volumes = meta::list(pod, "spec.volumes").iter().any(|one| {
+        is(one, &format!("{volume}.{volume_name}"))
+            || meta::list(one, "projected.sources").iter().any(|source| is(source, projected))
+    });
+    let pulls = resource == "secrets" && meta::list(pod, "spec.imagePullSecrets").iter().any(|one| is(one, "name"));
+    in_containers || in_volumes || pulls
 }
 
 fn node_may(node: &str, verb: Verb, request: &ResourceRequest) -> bool {
@@ -61,17 +134,8 @@ fn node_may(node: &str, verb: Verb, request: &ResourceRequest) -> bool {
     if verb.is_read() && sub.is_empty() {
         return matches!(
             resource,
-            (
-                "",
-                "pods"
-                    | "services"
-                    | "nodes"
-                    | "configmaps"
-                    | "secrets"
-                    | "endpoints"
-                    | "namespaces"
-                    | "serviceaccounts"
-            ) | ("discovery.k8s.io", "endpointslices")
+            ("", "pods" | "services" | "nodes" | "endpoints" | "namespaces" | "serviceaccounts")
+                | ("discovery.k8s.io", "endpointslices")
         ) || (resource == ("coordination.k8s.io", "leases") && request.namespace == NODE_LEASES);
     }
     match (resource, sub, verb) {
@@ -118,10 +182,16 @@ mod tests {
     use super::*;
     use crate::request::Query;
     use crate::user::NODES;
+    use dhow_state::{Expect, HistoryMax, Key, Op, State, Txn};
+    use serde_json::json;
+
+    fn may_in(state: &State, user: &User, method: &str, path: &str) -> bool {
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        authorize(user, &RequestInfo::parse(method, path, &Query::parse(query)), state).is_ok()
+    }
 
     fn may(user: &User, method: &str, path: &str) -> bool {
-        let (path, query) = path.split_once('?').unwrap_or((path, ""));
-        authorize(user, &RequestInfo::parse(method, path, &Query::parse(query))).is_ok()
+        may_in(&State::new(HistoryMax::default()), user, method, path)
     }
 
     #[test]
@@ -129,6 +199,8 @@ mod tests {
         let admin = User::authenticated("kubernetes-admin", [MASTERS.to_owned()]);
         let node = User::authenticated("system:node:n1", [NODES.to_owned()]);
         let joiner = User::authenticated("system:bootstrap:abcdef", [BOOTSTRAPPERS.to_owned()]);
+        let control_joiner = User::authenticated("system:bootstrap:abcdef", [CONTROL_BOOTSTRAPPERS.to_owned()]);
+        let member = User::authenticated("dhow:control:2", [CONTROL_NODES.to_owned()]);
         let nobody = User::anonymous();
         let plain = User::authenticated("jane", []);
         for (user, method, path, want) in [
@@ -145,7 +217,15 @@ mod tests {
             (&node, "GET", "/v2/hello/manifests/1.0", true),
             (&node, "PUT", "/v2/hello/manifests/1.0", false),
             (&node, "POST", "/dhow/v1/join", false),
+            (&node, "POST", "/dhow/v1/renew", true),
+            (&node, "GET", "/api/v1/namespaces/a/secrets/s", false),
+            (&node, "GET", "/dhow/v1/backup", false),
+            (&member, "GET", "/api/v1/secrets", true),
             (&joiner, "POST", "/dhow/v1/join", true),
+            (&joiner, "POST", "/dhow/v1/members/join", false),
+            (&joiner, "POST", "/dhow/v1/renew", false),
+            (&control_joiner, "POST", "/dhow/v1/members/join", true),
+            (&control_joiner, "GET", "/dhow/v1/members", false),
             (&joiner, "GET", "/api/v1/secrets", false),
             (&nobody, "GET", "/version", true),
             (&nobody, "GET", "/readyz/ping", true),
@@ -184,7 +264,58 @@ mod tests {
             ("POST", "/logs", "forbidden: User \"jane\" cannot post path \"/logs\""),
         ] {
             let info = RequestInfo::parse(method, path, &Query::default());
-            assert_eq!(authorize(&user, &info).unwrap_err().message, want);
+            let state = State::new(HistoryMax::default());
+            assert_eq!(authorize(&user, &info, &state).unwrap_err().message, want);
         }
+    }
+
+    #[test]
+    fn a_node_reads_what_its_own_pods_name_and_no_more() {
+        let pod = |node: &str| {
+            json!({"metadata": {"name": "p", "namespace": "a", "labels": {"app": "unnamed"}}, "spec": {
+                "nodeName": node,
+                "imagePullSecrets": [{"name": "pull"}],
+                "initContainers": [{"name": "i", "envFrom": [{"secretRef": {"name": "all"}}, {"configMapRef": {"name": "base"}}]}],
+                "containers": [{"name": "c", "env": [
+                    {"name": "X", "valueFrom": {"secretKeyRef": {"name": "one", "key": "k"}}},
+                    {"name": "Y", "valueFrom": {"configMapKeyRef": {"name": "two", "key": "k"}}},
+                ]}],
+                "volumes": [
+                    {"name": "v", "secret": {"secretName": "files"}}, {"name": "w", "configMap": {"name": "conf"}},
+                    {"name": "x", "projected": {"sources": [{"secret": {"name": "part"}}, {"configMap": {"name": "bit"}}]}},
+                ],
+            }})
+        };
+        let mut state = State::new(HistoryMax::default());
+        for (index, (name, node)) in [("p1", "n1"), ("p2", "n2")].into_iter().enumerate() {
+            let mut pod = pod(node);
+            pod["metadata"]["name"] = name.into();
+            if node == "n2" {
+                pod["spec"]["imagePullSecrets"][0]["name"] = "other".into();
+            }
+            let put = Op::Put {
+                key: Key::new("pods", "a", name),
+                value: pod.to_string().into(),
+                expect: Expect::Absent,
+                expires: None,
+            };
+            state.apply(index as u64 + 1, &Txn::one(put)).unwrap();
+        }
+        let node = User::authenticated("system:node:n1", [NODES.to_owned()]);
+        for name in ["pull", "all", "one", "files", "part"] {
+            assert!(may_in(&state, &node, "GET", &format!("/api/v1/namespaces/a/secrets/{name}")), "{name}");
+            assert!(!may_in(&state, &node, "GET", &format!("/api/v1/namespaces/a/configmaps/{name}")), "{name}");
+            assert!(!may_in(&state, &node, "GET", &format!("/api/v1/namespaces/b/secrets/{name}")), "{name}");
+            assert!(!may_in(&state, &node, "DELETE", &format!("/api/v1/namespaces/a/secrets/{name}")), "{name}");
+        }
+        for name in ["base", "two", "conf", "bit"] {
+            assert!(may_in(&state, &node, "GET", &format!("/api/v1/namespaces/a/configmaps/{name}")), "{name}");
+            let watch = format!("/api/v1/namespaces/a/configmaps?watch=1&fieldSelector=metadata.name%3D{name}");
+            assert!(may_in(&state, &node, "GET", &watch), "{name}");
+        }
+        for path in ["secrets/other", "secrets/unnamed", "secrets", "secrets?fieldSelector=metadata.name!%3Dpull"] {
+            assert!(!may_in(&state, &node, "GET", &format!("/api/v1/namespaces/a/{path}")), "{path}");
+        }
+        assert!(!may_in(&state, &node, "GET", "/api/v1/secrets?fieldSelector=metadata.name%3Dpull"));
     }
 }

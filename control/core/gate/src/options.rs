@@ -54,7 +54,7 @@ impl Selection {
 }
 
 /// The name in `metadata.name=x`, the commonest field selector: it turns a scan into a look-up.
-fn single_name(fields: &str) -> Option<&str> {
+pub(crate) fn single_name(fields: &str) -> Option<&str> {
     fields
         .split(',')
         .filter_map(|term| term.strip_prefix("metadata.name="))

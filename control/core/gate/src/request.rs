@@ -61,6 +61,8 @@ pub struct ResourceRequest {
     pub resource: String,
     /// The object's name; empty for collections.
     pub name: String,
+    /// The only name that a list or watch of a collection asks for by `metadata.name=x`; empty if it asks for more.
+    pub selected: String,
     /// The sub-resource; empty if none.
     pub subresource: String,
     /// Path segments after the sub-resource (`proxy`).
@@ -121,6 +123,10 @@ impl RequestInfo {
         if resource.resource == "namespaces" && resource.group.is_empty() {
             // A namespace is cluster scoped, but its own name is the namespace that a rule about it speaks of.
             resource.namespace = String::new();
+        }
+        if collection && verb.is_read() {
+            let selected = query.get("fieldSelector").and_then(crate::options::single_name);
+            resource.selected = selected.unwrap_or_default().to_owned();
         }
         RequestInfo { verb, method: method_lower, target: Target::Resource(resource) }
     }

@@ -13,8 +13,14 @@ pub struct User {
 pub const MASTERS: &str = "system:masters";
 /// Node agents.
 pub const NODES: &str = "system:nodes";
+/// Control nodes, by their certificate.
+pub const CONTROL_NODES: &str = "dhow:control-nodes";
+/// What the name of a control node's user starts with; its member's number follows.
+pub const CONTROL_USER_PREFIX: &str = "dhow:control:";
 /// Holders of a join token.
 pub const BOOTSTRAPPERS: &str = "system:bootstrappers";
+/// Holders of a join token with which a control node may join.
+pub const CONTROL_BOOTSTRAPPERS: &str = "system:bootstrappers:dhow:control-nodes";
 /// Everyone with a valid credential.
 pub const AUTHENTICATED: &str = "system:authenticated";
 /// Everyone without.
@@ -48,5 +54,10 @@ impl User {
     /// The node that the caller is the agent of.
     pub fn node(&self) -> Option<&str> {
         self.is_in(NODES).then(|| self.name.strip_prefix(NODE_USER_PREFIX)).flatten()
+    }
+
+    /// The control node that the caller is, by its member's number.
+    pub fn member(&self) -> Option<u64> {
+        self.is_in(CONTROL_NODES).then(|| self.name.strip_prefix(CONTROL_USER_PREFIX)?.parse().ok()).flatten()
     }
 }

@@ -1,6 +1,8 @@
 //! POST to a collection.
 
-use super::{Context, Name, Plan, Reply, key_of, put, service, settle_namespace, settle_type, strip_server_fields};
+use super::{
+    Context, Name, Plan, Reply, claims, key_of, pod, put, service, settle_namespace, settle_type, strip_server_fields,
+};
 use dhow_api::Tree;
 use dhow_api::kinds::Kind;
 use dhow_api::meta;
@@ -27,6 +29,7 @@ pub fn create(ctx: &Context<'_>, kind: &Kind, namespace: &str, mut tree: Tree) -
     (kind.default)(&mut tree);
     (kind.prepare_create)(&mut tree);
     kind.check_create(&tree)?;
+    pod::check_account(ctx, kind, &tree)?;
     let key = key_of(kind, Name { namespace: meta::namespace(&tree), name: meta::name(&tree) });
     let exists = ctx.view.get(&key).is_some();
     if exists && meta::generate_name(&tree).is_empty() {
@@ -34,7 +37,8 @@ pub fn create(ctx: &Context<'_>, kind: &Kind, namespace: &str, mut tree: Tree) -
     }
     // Only now, so that a Service that is there already is not told that its own address is taken.
     service::allocate(ctx, kind, &mut tree, None, &mut rng)?;
-    let plan = Plan::write(put(key, &tree, Expect::Absent)?, Reply::Stored, 201);
+    let claimed = claims::changes(ctx, kind, None, Some(&tree));
+    let plan = Plan::write(put(key, &tree, Expect::Absent)?, Reply::Stored, 201).with(claimed);
     Ok(if ctx.dry_run { plan.dry(tree) } else { plan })
 }
 

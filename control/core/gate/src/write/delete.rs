@@ -1,6 +1,6 @@
 //! DELETE: at once, gracefully, or as soon as nobody's finalizer keeps the object.
 
-use super::{Context, Name, Plan, Reply, details, encode, existing, is_held, put};
+use super::{Context, Name, Plan, Reply, claims, details, encode, existing, is_held, put};
 use crate::options::{DeleteOptions, Propagation};
 use dhow_api::Tree;
 use dhow_api::kinds::Kind;
@@ -130,6 +130,7 @@ fn removal(ctx: &Context<'_>, kind: &Kind, old: &Object, last: Tree) -> Result<P
     if ctx.dry_run {
         return Ok(Plan::answer(reply, 200));
     }
+    let given_back = claims::changes(ctx, kind, Some(&last), None);
     let op = Op::Delete { key: old.key.clone(), expect: Expect::At(old.revision), last: Some(encode(last)?) };
-    Ok(Plan::write(op, reply, 200))
+    Ok(Plan::write(op, reply, 200).with(given_back))
 }

@@ -3,6 +3,7 @@
 //! A plan carries the revisions that it was decided on, so the store refuses it if the world has moved; then the caller
 //! plans again (patches, unconditional updates) or says so to its client.
 
+pub mod claims;
 mod create;
 mod delete;
 mod pod;
@@ -32,6 +33,8 @@ pub trait View {
     fn get(&self, key: &Key) -> Option<Arc<Object>>;
     /// All objects of a resource, in all namespaces.
     fn list(&self, resource: &str) -> Vec<Arc<Object>>;
+    /// The objects of a resource in one namespace.
+    fn list_in(&self, resource: &str, namespace: &str) -> Vec<Arc<Object>>;
 }
 
 impl View for State {
@@ -41,6 +44,10 @@ impl View for State {
 
     fn list(&self, resource: &str) -> Vec<Arc<Object>> {
         State::list(self, resource, None).cloned().collect()
+    }
+
+    fn list_in(&self, resource: &str, namespace: &str) -> Vec<Arc<Object>> {
+        State::list(self, resource, Some(namespace)).cloned().collect()
     }
 }
 
@@ -143,6 +150,14 @@ impl Plan {
         Plan { txn: Some(Txn { ops: vec![op] }), reply, code, warnings: Vec::new() }
     }
 
+    /// The same plan with what else has to happen in the same transaction.
+    fn with(mut self, ops: Vec<Op>) -> Plan {
+        if let Some(txn) = &mut self.txn {
+            txn.ops.extend(ops);
+        }
+        self
+    }
+
     fn answer(reply: Reply, code: u16) -> Plan {
         Plan { txn: None, reply, code, warnings: Vec::new() }
     }
@@ -162,6 +177,10 @@ impl Plan {
 pub fn rejection(kind: &Kind, rejected: &Rejected) -> ApiError {
     let resource = kind.resource();
     match rejected {
+        _ if *rejected.key().resource == *claims::CLAIMS => {
+            let why = format!("{} has just been taken by another object; please try again", rejected.key().name);
+            ApiError::conflict(&resource, "", &why)
+        }
         Rejected::Conflict { key, .. } => ApiError::modified(&resource, &key.name),
         Rejected::Exists { key } => ApiError::already_exists(&resource, &key.name),
         Rejected::Missing { key } => ApiError::not_found(&resource, &key.name),
@@ -190,7 +209,7 @@ fn encode(mut tree: Tree) -> Result<Bytes, ApiError> {
 }
 
 fn put(key: Key, tree: &Tree, expect: Expect) -> Result<Op, ApiError> {
-    Ok(Op::Put { key, value: encode(tree.clone())?, expect })
+    Ok(Op::Put { key, value: encode(tree.clone())?, expect, expires: None })
 }
 
 /// The details of a `Status` about an object.

@@ -1,4 +1,5 @@
-//! What is done to pods by verbs of their own: binding and eviction.
+//! What pods need beyond their kind's file: the ServiceAccount that a new one names, and verbs of their own, binding and
+//! eviction.
 
 use super::{Context, Name, Plan, Reply, delete, existing, put};
 use crate::options::{self, DeleteOptions};
@@ -6,9 +7,28 @@ use dhow_api::Tree;
 use dhow_api::kinds::Kind;
 use dhow_api::meta;
 use dhow_api::status::{ApiError, Details, success};
-use dhow_state::Expect;
+use dhow_state::{Expect, Key};
 use dhow_types::Time;
 use serde_json::json;
+
+/// What every namespace has, or gets a moment after it was made: not waited for, so that a manifest may hold a namespace
+/// and its pods.
+const DEFAULT_ACCOUNT: &str = "default";
+
+/// Refuses a new pod that would speak for a ServiceAccount that is not there.
+pub(super) fn check_account(ctx: &Context<'_>, kind: &Kind, tree: &Tree) -> Result<(), ApiError> {
+    let account = meta::text(tree, "spec.serviceAccountName");
+    if kind.resource() != "pods" || matches!(account, "" | DEFAULT_ACCOUNT) {
+        return Ok(());
+    }
+    let namespace = meta::namespace(tree);
+    if ctx.view.get(&Key::new("serviceaccounts", namespace, account)).is_some() {
+        return Ok(());
+    }
+    let quoted = dhow_api::field::quote(account);
+    let why = format!("error looking up service account {namespace}/{account}: serviceaccount {quoted} not found");
+    Err(ApiError::refused("pods", meta::name(tree), &why))
+}
 
 /// Plans the binding of a pod to the node that a `Binding` names; a pod is bound once.
 pub fn bind(ctx: &Context<'_>, kind: &Kind, name: Name<'_>, binding: &Tree) -> Result<Plan, ApiError> {

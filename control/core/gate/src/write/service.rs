@@ -1,8 +1,8 @@
 //! Addresses and ports of Services: given out here, never given twice. Which of them an update keeps is said in the
 //! kind's own file.
 //!
-//! Two services that are planned at the same moment could choose the same address; who runs plans lets only one
-//! service be planned and written at a time.
+//! Two services that are planned at the same moment may choose the same address: what a service has, it claims
+//! ([`super::claims`]), so that the state takes only one of them.
 
 use super::{Context, ServiceRanges};
 use dhow_api::Tree;
@@ -49,6 +49,21 @@ fn needs_look(tree: &Tree, old: Option<&Tree>) -> bool {
         && (meta::text(tree, "spec.clusterIP").is_empty()
             || meta::at(tree, "spec.clusterIP") != meta::at(old, "spec.clusterIP")))
         || (wants_node_ports(tree) && (ports(tree).contains(&0) || ports(tree) != ports(old)))
+}
+
+/// What of a Service no other may have, as names of claims.
+pub(super) fn needs(tree: &Tree) -> BTreeSet<String> {
+    let mut needs = BTreeSet::new();
+    let address = meta::text(tree, "spec.clusterIP");
+    if wants_address(tree) && !address.is_empty() {
+        needs.insert(format!("service-ip-{address}"));
+    }
+    if wants_node_ports(tree) {
+        let ports = meta::list(tree, "spec.ports").iter().filter(|port| node_port(port) != 0);
+        needs
+            .extend(ports.map(|port| format!("node-port-{}-{}", protocol(port).to_ascii_lowercase(), node_port(port))));
+    }
+    needs
 }
 
 fn service_type(tree: &Tree) -> &str {

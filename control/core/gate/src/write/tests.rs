@@ -419,6 +419,80 @@ fn services_get_addresses_and_ports() {
     assert_eq!(meta::at(&narrowed["spec"]["ports"][0], "nodePort"), None);
 }
 
+/// What is claimed, without what `kubernetes` would have.
+fn claimed(cluster: &Cluster) -> Vec<String> {
+    cluster.state.list(claims::CLAIMS, None).map(|claim| claim.key.name.to_string()).collect()
+}
+
+#[test]
+fn what_a_service_has_is_claimed_as_long_as_it_has_it() {
+    let mut cluster = Cluster::new();
+    let ports = json!([{"name": "a", "port": 80, "nodePort": 30001}, {"name": "b", "port": 81, "nodePort": 30002}]);
+    let spec = json!({"clusterIP": "10.43.0.7", "type": "NodePort", "ports": ports});
+    let first = cluster.create("services", service("a", spec)).unwrap();
+    assert_eq!(claimed(&cluster), ["node-port-tcp-30001", "node-port-tcp-30002", "service-ip-10.43.0.7"]);
+    let moved = json!([{"name": "a", "port": 80, "nodePort": 30001}, {"name": "b", "port": 81, "nodePort": 30003}]);
+    cluster.merge("services", "a", json!({"spec": {"ports": moved}})).unwrap();
+    assert_eq!(claimed(&cluster), ["node-port-tcp-30001", "node-port-tcp-30003", "service-ip-10.43.0.7"]);
+    cluster.merge("services", "a", json!({"spec": {"type": "ClusterIP"}})).unwrap();
+    assert_eq!(claimed(&cluster), ["service-ip-10.43.0.7"]);
+    // A service of a time before there were claims gets its own with the next change of it, and goes without any.
+    for op in claims::changes(&context(&cluster.state), service_kind(), Some(&first), None) {
+        cluster.index += 1;
+        cluster.state.apply(cluster.index, &Txn::one(op)).unwrap();
+    }
+    assert!(claimed(&cluster).is_empty());
+    cluster.merge("services", "a", json!({"metadata": {"labels": {"x": "1"}}})).unwrap();
+    assert_eq!(claimed(&cluster), ["service-ip-10.43.0.7"]);
+    cluster.delete("services", "a", &DeleteOptions::default()).unwrap();
+    assert!(claimed(&cluster).is_empty());
+}
+
+fn service_kind() -> &'static Kind {
+    kinds::by_group_resource("services").unwrap()
+}
+
+fn context(state: &State) -> Context<'_> {
+    let now = Time::parse("2026-01-01T12:00:00Z").unwrap();
+    Context { view: state, now, seed: 7, services: ServiceRanges::parse("10.43.0.0/16").unwrap(), dry_run: false }
+}
+
+#[test]
+fn of_two_plans_for_one_address_the_state_takes_one() {
+    let mut cluster = Cluster::new();
+    let plan = |cluster: &Cluster, name: &str| {
+        let tree = service(name, json!({"clusterIP": "10.43.0.7"}));
+        super::create(&context(&cluster.state), service_kind(), "default", tree).unwrap().txn.unwrap()
+    };
+    let mut second = plan(&cluster, "b");
+    let first = plan(&cluster, "a");
+    cluster.state.apply(cluster.index + 1, &first).unwrap();
+    let rejected = cluster.state.apply(cluster.index + 2, &second).unwrap_err();
+    assert_eq!(rejected, Rejected::Exists { key: claims::claim_key("service-ip-10.43.0.7") });
+    assert_eq!(rejection(service_kind(), &rejected).code, 409);
+    // It is the claim that holds them apart.
+    second.ops.truncate(1);
+    cluster.state.apply(cluster.index + 3, &second).unwrap();
+}
+
+#[test]
+fn a_pod_speaks_for_an_account_that_exists() {
+    let mut cluster = Cluster::new();
+    let with_account = |name: &str, account: &str| {
+        let mut pod = pod(name);
+        pod["spec"]["serviceAccountName"] = account.into();
+        pod
+    };
+    assert_eq!(
+        refusal(cluster.create("pods", with_account("x", "y"))),
+        "403 Forbidden pods \"x\" is forbidden: error looking up service account default/y: serviceaccount \"y\" not found"
+    );
+    cluster.create("serviceaccounts", json!({"metadata": {"name": "y"}})).unwrap();
+    cluster.create("pods", with_account("x", "y")).unwrap();
+    cluster.create("pods", with_account("z", "default")).unwrap();
+    cluster.create("pods", pod("w")).unwrap();
+}
+
 #[test]
 fn a_scale_reads_and_writes_replicas() {
     let mut cluster = Cluster::new();

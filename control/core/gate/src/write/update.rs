@@ -1,7 +1,7 @@
 //! PUT and PATCH, of whole objects and of their status.
 
 use super::{
-    Context, Name, Plan, Reply, create, existing, is_held, key_of, put, service, settle_namespace, settle_type,
+    Context, Name, Plan, Reply, claims, create, existing, is_held, key_of, put, service, settle_namespace, settle_type,
     strip_server_fields,
 };
 use crate::media::PatchType;
@@ -181,13 +181,15 @@ fn store(ctx: &Context<'_>, kind: &Kind, old: &Object, old_tree: &Tree, new: Tre
             expect: Expect::At(old.revision),
             last: Some(super::encode(new.clone())?),
         };
-        let plan = Plan::write(op, Reply::Tree(new.clone()), 200);
+        let given_back = claims::changes(ctx, kind, Some(old_tree), None);
+        let plan = Plan::write(op, Reply::Tree(new.clone()), 200).with(given_back);
         return Ok(if ctx.dry_run { plan.dry(new) } else { plan });
     }
     if new == *old_tree {
         return Ok(Plan::answer(Reply::Tree(new), 200));
     }
-    let plan = Plan::write(put(old.key.clone(), &new, Expect::At(old.revision))?, Reply::Stored, 200);
+    let claimed = claims::changes(ctx, kind, Some(old_tree), Some(&new));
+    let plan = Plan::write(put(old.key.clone(), &new, Expect::At(old.revision))?, Reply::Stored, 200).with(claimed);
     Ok(if ctx.dry_run { plan.dry(new) } else { plan })
 }
 
