@@ -220,15 +220,15 @@ async fn report_node_ports(mut events: mpsc::Receiver<NodePortEvent>, client: Cl
         match event {
             NodePortEvent::Open { port } => {
                 taken.remove(&port);
-                tracing::info!(port, "opened a node port");
+                tracing::info!(%port, "opened a node port");
             }
             NodePortEvent::Closed { port } => {
                 taken.remove(&port);
-                tracing::info!(port, "closed a node port");
+                tracing::info!(%port, "closed a node port");
             }
             NodePortEvent::Failed { port, error } => {
                 if taken.insert(port) {
-                    tracing::warn!(port, error, "a node port cannot be opened");
+                    tracing::warn!(%port, error, "a node port cannot be opened");
                     let message = format!(
                         "node port {port} cannot be opened on this node: {error}; free it or give the service another"
                     );

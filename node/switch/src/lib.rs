@@ -29,7 +29,7 @@ mod udp;
 pub use egress::Egress;
 pub use error::{NetError, ReadError, Reset};
 pub use listener::Listener;
-pub use node_ports::{NodePortEvent, NodePorts};
+pub use node_ports::{NodePort, NodePortEvent, NodePorts};
 pub use pod::{Bound, PodIdentity, PodNet};
 pub use splice::splice;
 pub use stream::Stream;

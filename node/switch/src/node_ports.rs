@@ -1,37 +1,42 @@
-//! Node ports: listeners of the host, kept in line with the services' tables.
-//!
-//! An accepted connection is not copied through: the socket itself goes to the pod that was chosen, which reads and
-//! writes it as its own. Only for a pod on another node a task carries the bytes.
+//! Node ports: sockets of the host, kept in line with the services' tables.
 
-use crate::dial::{Dial, Reached, Target};
-use crate::error::NetError;
-use crate::listener::HostIncoming;
+mod tcp;
+mod udp;
+
 use crate::switch::Switch;
-use socket2::{SockRef, TcpKeepalive};
+use dhow_mesh::Proto;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
+
+pub(crate) use udp::UdpGate;
 
 /// Connections through all node ports of a node. Beyond it new ones wait in the kernel's queue, and the host keeps
 /// descriptors for itself.
 const CONNECTIONS_MAX: usize = 16_384;
-/// The kernel's queue of a listener.
-const BACKLOG: u32 = 1024;
-/// When a port that could not be opened is tried again, and how long a failing accept (no descriptors left) rests.
+/// When a port that could not be opened is tried again.
 const RETRY: Duration = Duration::from_secs(5);
-const ACCEPT_REST: Duration = Duration::from_millis(50);
-/// A client that has said nothing for so long is asked whether it is still there: one that has vanished must not hold
-/// its share of [`CONNECTIONS_MAX`] for ever.
-const KEEP_ALIVE: Duration = Duration::from_secs(60);
 /// Events that wait for their reader. An event that finds no room is dropped: it is news, not state.
 const EVENTS_MAX: usize = 256;
-/// The size of each buffer between an outside client and a pod on another node.
-const RELAY_BYTES: usize = 64 * 1024;
+
+/// A port of every node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NodePort {
+    /// Its protocol: both may have the same number.
+    pub proto: Proto,
+    /// Its number.
+    pub number: u16,
+}
+
+impl std::fmt::Display for NodePort {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.number, self.proto)
+    }
+}
 
 /// What happened to a node port.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,30 +44,30 @@ pub enum NodePortEvent {
     /// The host listens on it.
     Open {
         /// The port.
-        port: u16,
+        port: NodePort,
     },
     /// The host cannot listen on it (somebody else does, for one); it is tried again.
     Failed {
         /// The port.
-        port: u16,
+        port: NodePort,
         /// Why.
         error: String,
     },
     /// No service wants it any more.
     Closed {
         /// The port.
-        port: u16,
+        port: NodePort,
     },
 }
 
-/// The listeners of the host. Dropping it closes them at once.
+/// The node ports' sockets. Dropping it closes them at once.
 pub struct NodePorts {
     stop: watch::Sender<bool>,
     keeper: Option<JoinHandle<()>>,
 }
 
 impl NodePorts {
-    /// Begins to keep listeners on `host_ip` in line with the tables of `switch`. Call it inside a tokio runtime.
+    /// Begins to keep sockets on `host_ip` in line with the tables of `switch`. Call it inside a tokio runtime.
     pub fn start(switch: &Switch, host_ip: IpAddr) -> (NodePorts, mpsc::Receiver<NodePortEvent>) {
         let (events, reader) = mpsc::channel(EVENTS_MAX);
         let (stop, stopped) = watch::channel(false);
@@ -79,7 +84,7 @@ impl NodePorts {
         (NodePorts { stop, keeper: Some(keeper) }, reader)
     }
 
-    /// Closes all listeners and waits until they are closed. Connections that pods hold stay theirs.
+    /// Closes all sockets and waits until they are closed. Connections that pods hold stay theirs.
     pub async fn stop(mut self) {
         self.stop.send_replace(true);
         if let Some(keeper) = self.keeper.take()
@@ -98,15 +103,15 @@ impl Drop for NodePorts {
     }
 }
 
-/// The one owner of all listeners.
+/// The one owner of all node ports.
 struct Keeper {
     switch: Switch,
     host_ip: IpAddr,
     events: mpsc::Sender<NodePortEvent>,
-    open: BTreeMap<u16, AbortHandle>,
+    open: BTreeMap<NodePort, AbortHandle>,
     /// Ports that could not be opened, with what was reported.
-    failed: BTreeMap<u16, String>,
-    /// One task a listener. Its failure closes the port until the next change; its end closes the listener.
+    failed: BTreeMap<NodePort, String>,
+    /// One task a port. Its failure closes the port until the next change; its end closes the socket.
     tasks: JoinSet<()>,
     limit: Arc<Semaphore>,
 }
@@ -123,7 +128,7 @@ impl Keeper {
                 () = tokio::time::sleep(RETRY), if !self.failed.is_empty() => {}
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => {
                     if let Err(error) = ended && error.is_panic() {
-                        tracing::error!(%error, "listener of a node port ended");
+                        tracing::error!(%error, "task of a node port ended");
                         self.open.retain(|_, task| !task.is_finished());
                     }
                 }
@@ -135,7 +140,7 @@ impl Keeper {
     /// Opens what is wanted and not open, closes what is open and not wanted.
     fn adjust(&mut self) {
         let wanted = self.switch.node_ports();
-        let unwanted: Vec<u16> = self.open.keys().filter(|port| wanted.binary_search(port).is_err()).copied().collect();
+        let unwanted: Vec<_> = self.open.keys().filter(|port| wanted.binary_search(port).is_err()).copied().collect();
         for port in unwanted {
             if let Some(task) = self.open.remove(&port) {
                 task.abort();
@@ -150,11 +155,10 @@ impl Keeper {
         }
     }
 
-    fn open_port(&mut self, port: u16) {
-        match listen(SocketAddr::new(self.host_ip, port)) {
-            Ok(listener) => {
-                let accept = accept(self.switch.clone(), listener, port, self.limit.clone());
-                self.open.insert(port, self.tasks.spawn(accept));
+    fn open_port(&mut self, port: NodePort) {
+        match self.serve(port) {
+            Ok(task) => {
+                self.open.insert(port, task);
                 self.failed.remove(&port);
                 self.tell(NodePortEvent::Open { port });
             }
@@ -168,168 +172,19 @@ impl Keeper {
         }
     }
 
+    /// Opens the socket of a port and starts its task.
+    fn serve(&mut self, port: NodePort) -> io::Result<AbortHandle> {
+        let addr = SocketAddr::new(self.host_ip, port.number);
+        let (switch, number) = (self.switch.clone(), port.number);
+        Ok(match port.proto {
+            Proto::Tcp => self.tasks.spawn(tcp::accept(switch, tcp::listen(addr)?, number, self.limit.clone())),
+            Proto::Udp => self.tasks.spawn(udp::receive(switch.clone(), udp::open(&switch, addr)?, number)),
+        })
+    }
+
     fn tell(&self, event: NodePortEvent) {
         if let Err(error) = self.events.try_send(event) {
             tracing::debug!(%error, "event of a node port is dropped");
         }
     }
-}
-
-fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    socket.set_reuseaddr(true)?;
-    socket.bind(addr)?;
-    socket.listen(BACKLOG)
-}
-
-/// Accepts for one port until it is aborted; its relays end with it.
-async fn accept(switch: Switch, listener: TcpListener, port: u16, limit: Arc<Semaphore>) {
-    let mut relays = JoinSet::new();
-    let mut failing = false;
-    loop {
-        while relays.try_join_next().is_some() {}
-        let Ok(permit) = limit.clone().acquire_owned().await else { return };
-        match listener.accept().await {
-            Ok((socket, client)) => {
-                failing = false;
-                if let Some(relay) = route(&switch, port, Outside { socket, client, permit }) {
-                    relays.spawn(relay.run());
-                }
-            }
-            Err(error) => {
-                if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(%error, port, "node port cannot accept");
-                }
-                tokio::time::sleep(ACCEPT_REST).await;
-            }
-        }
-    }
-}
-
-/// A connection from outside.
-struct Outside {
-    socket: TcpStream,
-    client: SocketAddr,
-    permit: OwnedSemaphorePermit,
-}
-
-/// Gives a connection to a pod of this node, or says how it has to be relayed. One that nobody takes is reset.
-fn route(switch: &Switch, port: u16, outside: Outside) -> Option<Relay> {
-    let Outside { socket, client, permit } = outside;
-    let local = socket.local_addr().unwrap_or(SocketAddr::new(switch.node_ip(), port));
-    let Some(backends) = switch.node_port(port) else {
-        refuse(&socket);
-        return None;
-    };
-    let keep_alive = SockRef::from(&socket).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEP_ALIVE));
-    if let Err(error) = socket.set_nodelay(true).and(keep_alive) {
-        tracing::debug!(%error, "socket keeps its defaults");
-    }
-    let mut dial = Dial::from_outside(switch, client.ip(), local, backends);
-    let mut carrier = Carrier::Async(socket, permit);
-    loop {
-        let Ok(hop) = dial.next() else {
-            carrier.refuse();
-            return None;
-        };
-        let Target::Pod(pod) = &hop.target else {
-            let (socket, permit) = carrier.into_async()?;
-            return Some(Relay { dial, hop, socket, client, _permit: permit });
-        };
-        let (socket, permit) = carrier.into_std()?;
-        let (addr, load, permit) = (hop.addr, hop.load, Some(permit));
-        match pod.hand_over(HostIncoming { socket, local: addr, peer: client, load, permit }) {
-            None => return None,
-            Some(HostIncoming { socket, permit, .. }) => {
-                dial.failed(addr, NetError::Refused);
-                carrier = Carrier::Std(socket, permit?);
-            }
-        }
-    }
-}
-
-/// A socket in one of its two forms.
-enum Carrier {
-    Async(TcpStream, OwnedSemaphorePermit),
-    Std(std::net::TcpStream, OwnedSemaphorePermit),
-}
-
-impl Carrier {
-    fn into_std(self) -> Option<(std::net::TcpStream, OwnedSemaphorePermit)> {
-        match self {
-            Carrier::Std(socket, permit) => Some((socket, permit)),
-            Carrier::Async(socket, permit) => Some((socket.into_std().ok()?, permit)),
-        }
-    }
-
-    fn into_async(self) -> Option<(TcpStream, OwnedSemaphorePermit)> {
-        match self {
-            Carrier::Async(socket, permit) => Some((socket, permit)),
-            Carrier::Std(socket, permit) => Some((TcpStream::from_std(socket).ok()?, permit)),
-        }
-    }
-
-    fn refuse(&self) {
-        match self {
-            Carrier::Async(socket, _) => refuse(socket),
-            Carrier::Std(socket, _) => refuse(socket),
-        }
-    }
-}
-
-/// Lets the client see a reset when the socket is dropped.
-fn refuse<'a>(socket: impl Into<SockRef<'a>>) {
-    let socket: SockRef<'_> = socket.into();
-    if let Err(error) = socket.set_linger(Some(Duration::ZERO)) {
-        tracing::debug!(%error, "socket takes no linger time");
-    }
-}
-
-/// A connection to an endpoint on another node.
-struct Relay {
-    dial: Dial,
-    hop: crate::dial::Hop,
-    socket: TcpStream,
-    client: SocketAddr,
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Relay {
-    async fn run(self) {
-        let Relay { mut dial, mut hop, mut socket, client, _permit } = self;
-        loop {
-            let reached = match &hop.target {
-                // A second choice on this node; carrying it is rare enough not to hand it over.
-                Target::Pod(pod) => {
-                    let ends = crate::stream::Ends { from: client, called: hop.addr, to: hop.addr };
-                    pod.connect(ends).map(|stream| Reached::Duplex(Box::new(stream)))
-                }
-                _ => dial.reach(&hop, client).await,
-            };
-            let relayed = match reached {
-                Ok(Reached::Duplex(mut duplex)) => relay(&mut socket, &mut duplex).await,
-                Ok(Reached::Socket(mut other)) => relay(&mut socket, &mut other).await,
-                Err(error) => {
-                    dial.failed(hop.addr, error);
-                    match dial.next() {
-                        Ok(next) => hop = next,
-                        Err(_) => return refuse(&socket),
-                    }
-                    continue;
-                }
-            };
-            if let Err(error) = relayed {
-                tracing::trace!(%error, "relayed connection broke");
-                refuse(&socket);
-            }
-            return;
-        }
-    }
-}
-
-async fn relay<T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
-    socket: &mut TcpStream,
-    other: &mut T,
-) -> io::Result<()> {
-    tokio::io::copy_bidirectional_with_sizes(socket, other, RELAY_BYTES, RELAY_BYTES).await.map(|_| ())
 }

@@ -3,6 +3,7 @@
 use crate::dial::{Dial, Started, Target};
 use crate::egress::{Egress, is_open};
 use crate::error::NetError;
+use crate::node_ports::{NodePort, UdpGate};
 use crate::pod::{Pod, PodIdentity, PodNet};
 use crate::stream::{Ends, Stream};
 use crate::sync::{lock, read, write};
@@ -86,6 +87,7 @@ struct Inner {
     remote: RwLock<Option<Arc<dyn Remote>>>,
     chance: AtomicU64,
     node_port: AtomicU16,
+    udp_gate: UdpGate,
     lookups: Arc<Semaphore>,
     /// Connects under way and streams to other nodes. Each ends with the pod's end of the stream, or with the switch.
     tasks: Mutex<JoinSet<()>>,
@@ -117,6 +119,7 @@ impl Switch {
             remote: RwLock::default(),
             chance: AtomicU64::new(1),
             node_port: AtomicU16::new(0),
+            udp_gate: UdpGate::new(),
             lookups: Arc::new(Semaphore::new(LOOKUPS_MAX)),
             tasks: Mutex::default(),
             version: watch::Sender::new(0),
@@ -197,9 +200,10 @@ impl Switch {
 
     /// Takes a datagram from another node in; one that nobody wants is dropped.
     pub fn accept_remote_udp(&self, peer: &NodeName, from: SocketAddr, to: SocketAddr, payload: Bytes) {
-        if self.check_claim(peer, from.ip()).is_ok()
-            && let Some(mailbox) = self.pod_at(to.ip()).and_then(|pod| pod.mailbox(to))
-        {
+        if self.check_claim(peer, from.ip()).is_err() || self.0.udp_gate.answer(from, to, &payload) {
+            return;
+        }
+        if let Some(mailbox) = self.pod_at(to.ip()).and_then(|pod| pod.mailbox(to)) {
             mailbox.deliver(payload, from);
         }
     }
@@ -325,12 +329,29 @@ impl Switch {
         read(&self.0.tables).route(to, proto)
     }
 
-    pub(crate) fn node_ports(&self) -> Vec<u16> {
-        read(&self.0.tables).node_ports(Proto::Tcp).collect()
+    /// The ports that the services want every node to have, in order.
+    pub(crate) fn node_ports(&self) -> Vec<NodePort> {
+        let tables = read(&self.0.tables);
+        let of = |proto| tables.node_ports(proto).map(move |number| NodePort { proto, number });
+        of(Proto::Tcp).chain(of(Proto::Udp)).collect()
     }
 
-    pub(crate) fn node_port(&self, port: u16) -> Option<Arc<Backends>> {
-        read(&self.0.tables).node_port(Proto::Tcp, port)
+    pub(crate) fn node_port(&self, port: NodePort) -> Option<Arc<Backends>> {
+        read(&self.0.tables).node_port(port.proto, port.number)
+    }
+
+    pub(crate) fn udp_gate(&self) -> &UdpGate {
+        &self.0.udp_gate
+    }
+
+    /// The address by which pods of other nodes see this node.
+    pub(crate) fn gateway(&self) -> Option<IpAddr> {
+        read(&self.0.tables).gateway()
+    }
+
+    /// Whether an address is one of the cluster: a pod's, a service's.
+    pub(crate) fn is_inside(&self, ip: IpAddr) -> bool {
+        self.pod_at(ip).is_some() || read(&self.0.tables).is_inside(ip)
     }
 
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {

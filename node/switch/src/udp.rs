@@ -127,13 +127,20 @@ impl UdpSocket {
         if to.port() == 0 {
             return Err(NetError::AddrNotAvailable);
         }
+        let (switch, from) = (&self.net.switch, self.from(self.net.ip()));
+        if switch.udp_gate().answer(from, to, &payload) {
+            return Ok(true);
+        }
         if to.ip().is_loopback() || to.ip() == self.net.ip() {
             if let Some(mailbox) = self.net.pod.mailbox(to) {
                 mailbox.deliver(payload, self.from(to.ip()));
             }
             return Ok(true);
         }
-        let (switch, from) = (&self.net.switch, self.from(self.net.ip()));
+        // An answer to a client that was forgotten meanwhile.
+        if switch.gateway() == Some(to.ip()) {
+            return Ok(true);
+        }
         let to = self.endpoint(to)?;
         match switch.target(to)? {
             Target::Pod(pod) => {

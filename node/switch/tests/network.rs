@@ -3,10 +3,10 @@
 #![allow(clippy::unwrap_used)]
 
 use bytes::Bytes;
-use dhow_mesh::Update;
+use dhow_mesh::{Proto, Update};
 use dhow_switch::{
-    BoxFuture, Config, Duplex, Egress, NetError, NodePortEvent, NodePorts, PodIdentity, PodNet, ReadError, Remote,
-    Switch, splice,
+    BoxFuture, Config, Duplex, Egress, NetError, NodePort, NodePortEvent, NodePorts, PodIdentity, PodNet, ReadError,
+    Remote, Switch, UdpSocket, splice,
 };
 use dhow_types::{NodeName, Uid};
 use serde_json::{Value, json};
@@ -444,6 +444,10 @@ async fn free_port() -> u16 {
     tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
 }
 
+fn tcp(number: u16) -> NodePort {
+    NodePort { proto: Proto::Tcp, number }
+}
+
 fn with_node_port(port: u16) -> Value {
     json!({"clusterIP": "10.43.0.7", "ports": [{"port": 80, "nodePort": port}]})
 }
@@ -457,7 +461,7 @@ async fn node_ports_follow_the_services() {
     let server = pod(&switch, 2);
     let listener = server.listen(at("0.0.0.0:8080"), 100).unwrap();
     service(&switch, "web", with_node_port(port), &["10.64.0.2:8080"]);
-    assert_eq!(events.recv().await, Some(NodePortEvent::Open { port }));
+    assert_eq!(events.recv().await, Some(NodePortEvent::Open { port: tcp(port) }));
 
     let mut client = tokio::net::TcpStream::connect((local, port)).await.unwrap();
     client.write_all(b"ping").await.unwrap();
@@ -493,7 +497,7 @@ async fn node_ports_follow_the_services() {
     far.abort();
 
     switch.apply(Update::service_gone("default", "web"));
-    assert_eq!(events.recv().await, Some(NodePortEvent::Closed { port }));
+    assert_eq!(events.recv().await, Some(NodePortEvent::Closed { port: tcp(port) }));
     ports.stop().await;
 }
 
@@ -505,13 +509,130 @@ async fn a_taken_node_port_is_reported_and_tried_again() {
     let port = taken.local_addr().unwrap().port();
     let (ports, mut events) = NodePorts::start(&switch, local);
     service(&switch, "web", with_node_port(port), &[]);
-    assert!(matches!(events.recv().await, Some(NodePortEvent::Failed { port: failed, .. }) if failed == port));
+    assert!(matches!(events.recv().await, Some(NodePortEvent::Failed { port: failed, .. }) if failed == tcp(port)));
     drop(taken);
     // Any change of the tables makes the next attempt.
     endpoints_of(&switch, "web", &["10.64.0.2:8080"]);
-    assert_eq!(events.recv().await, Some(NodePortEvent::Open { port }));
+    assert_eq!(events.recv().await, Some(NodePortEvent::Open { port: tcp(port) }));
     ports.stop().await;
     assert!(tokio::net::TcpListener::bind((local, port)).await.is_ok(), "a stopped listener frees its port");
+}
+
+/// A port of the host that is free for datagrams at the moment.
+async fn free_udp_port() -> u16 {
+    tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port()
+}
+
+fn with_udp_node_port(port: u16) -> Value {
+    let ports = json!([{"name": "dns", "port": 53, "protocol": "UDP", "nodePort": port}]);
+    json!({"clusterIP": "10.43.0.53", "ports": ports})
+}
+
+/// Waits for a datagram of a pod's socket.
+async fn hear(socket: &UdpSocket) -> (Bytes, SocketAddr) {
+    loop {
+        std::future::poll_fn(|cx| socket.poll_readable(cx)).await;
+        if let Some(heard) = socket.try_recv() {
+            return heard;
+        }
+    }
+}
+
+/// A client of the host that talks to one address only, as most do.
+async fn host_client(port: u16) -> tokio::net::UdpSocket {
+    let client = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    client.connect(("127.0.0.1", port)).await.unwrap();
+    client
+}
+
+async fn answer_to(client: &tokio::net::UdpSocket) -> Bytes {
+    let mut buffer = [0; 64];
+    let len = client.recv(&mut buffer).await.unwrap();
+    Bytes::copy_from_slice(&buffer[..len])
+}
+
+#[tokio::test]
+async fn datagrams_come_in_through_node_ports_and_answers_find_their_client() {
+    let switch = switch();
+    let (ports, mut events) = NodePorts::start(&switch, "127.0.0.1".parse().unwrap());
+    let number = free_udp_port().await;
+    let port = NodePort { proto: Proto::Udp, number };
+    let servers = [2, 3].map(|last| pod(&switch, last).udp_bind(at("0.0.0.0:5353")).unwrap());
+    service(&switch, "dns", with_udp_node_port(number), &["10.64.0.2:5353"]);
+    assert_eq!(events.recv().await, Some(NodePortEvent::Open { port }));
+    let clients = [host_client(number).await, host_client(number).await];
+    let mut seen = Vec::new();
+    for (client, word) in clients.iter().zip(["one", "two"]) {
+        client.send(word.as_bytes()).await.unwrap();
+        let (heard, from) = hear(&servers[0]).await;
+        assert_eq!((heard, from.ip()), (Bytes::from(word), "10.64.0.1".parse().unwrap()), "seen as the node");
+        seen.push(from);
+    }
+    // Answered in the other order, and twice: each client hears its own.
+    for at in [1, 0, 1] {
+        assert_eq!(servers[0].try_send_to(Bytes::from(format!("for {at}")), seen[at]), Ok(true));
+        assert_eq!(answer_to(&clients[at]).await, format!("for {at}"));
+    }
+    // Nobody else may answer in its place.
+    assert_eq!(servers[1].try_send_to(Bytes::from_static(b"no"), seen[0]), Ok(true));
+    assert_eq!(servers[0].try_send_to(Bytes::from_static(b"yes"), seen[0]), Ok(true));
+    assert_eq!(answer_to(&clients[0]).await, "yes");
+    // A client keeps its endpoint while that is one, and gets another one afterwards.
+    endpoints_of(&switch, "dns", &["10.64.0.2:5353", "10.64.0.3:5353"]);
+    clients[0].send(b"still").await.unwrap();
+    assert_eq!(hear(&servers[0]).await, (Bytes::from_static(b"still"), seen[0]));
+    endpoints_of(&switch, "dns", &["10.64.0.3:5353"]);
+    clients[0].send(b"moved").await.unwrap();
+    let (heard, from) = hear(&servers[1]).await;
+    assert_eq!(servers[1].try_send_to(heard, from), Ok(true));
+    assert_eq!(answer_to(&clients[0]).await, "moved");
+    switch.apply(Update::service_gone("default", "dns"));
+    assert_eq!(events.recv().await, Some(NodePortEvent::Closed { port }));
+    assert_eq!(servers[1].try_send_to(Bytes::from_static(b"late"), from), Ok(true), "lost, as datagrams may be");
+    ports.stop().await;
+}
+
+#[tokio::test]
+async fn an_endpoint_on_another_node_answers_through_this_one() {
+    let switch = switch();
+    let remote = Arc::new(Loop { to: at("127.0.0.1:1"), asked: Mutex::default(), datagrams: Mutex::default() });
+    switch.set_remote(remote.clone());
+    let (ports, mut events) = NodePorts::start(&switch, "127.0.0.1".parse().unwrap());
+    let number = free_udp_port().await;
+    service(&switch, "dns", with_udp_node_port(number), &["10.64.64.5:53"]);
+    assert!(matches!(events.recv().await, Some(NodePortEvent::Open { .. })));
+    let client = host_client(number).await;
+    client.send(b"far").await.unwrap();
+    // What comes next by the same socket is taken after it.
+    let (peer, to, from) = loop {
+        if let Some((node, to, payload)) = remote.datagrams.lock().unwrap().first().cloned() {
+            assert_eq!((to, payload), (at("10.64.64.5:53"), Bytes::from_static(b"far")));
+            break (node, to, at("10.64.0.1:32768"));
+        }
+        tokio::task::yield_now().await;
+    };
+    for (endpoint, word) in [(at("10.64.64.6:53"), "not asked"), (to, "near")] {
+        switch.accept_remote_udp(&peer, endpoint, from, Bytes::from(word));
+    }
+    assert_eq!(answer_to(&client).await, "near");
+    ports.stop().await;
+}
+
+#[tokio::test]
+async fn a_taken_udp_node_port_is_reported_and_its_number_is_free_for_tcp() {
+    let switch = switch();
+    let taken = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let number = taken.local_addr().unwrap().port();
+    let (ports, mut events) = NodePorts::start(&switch, "127.0.0.1".parse().unwrap());
+    service(&switch, "dns", with_udp_node_port(number), &[]);
+    let port = NodePort { proto: Proto::Udp, number };
+    assert!(matches!(events.recv().await, Some(NodePortEvent::Failed { port: failed, .. }) if failed == port));
+    service(&switch, "web", with_node_port(number), &[]);
+    assert_eq!(events.recv().await, Some(NodePortEvent::Open { port: tcp(number) }));
+    drop(taken);
+    endpoints_of(&switch, "dns", &["10.64.0.2:53"]);
+    assert_eq!(events.recv().await, Some(NodePortEvent::Open { port }));
+    ports.stop().await;
 }
 
 #[tokio::test]

@@ -7,11 +7,13 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use dhow_engine::{Config, Container, Engine, Io, LoadError, Program};
+use dhow_mesh::Update;
 use dhow_runtime_contract::{ContainerSpec, EntryPoint, Exit, ExitReason, LogConfig, Mount};
-use dhow_switch::{PodIdentity, PodNet, Switch};
+use dhow_switch::{NodePortEvent, NodePorts, PodIdentity, PodNet, Switch};
 use dhow_types::{NodeName, Uid};
 use http_body_util::{BodyExt, Empty, Full};
 use hyper_util::rt::TokioIo;
+use serde_json::json;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -331,6 +333,44 @@ async fn guests_talk_over_the_pod_network() {
     assert_eq!(sent, received);
     server.kill();
     assert_eq!(server.wait().await.code, 137);
+}
+
+#[tokio::test]
+async fn a_guest_answers_datagrams_of_clients_outside() {
+    let net = Net::new();
+    let port = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+    let meta = json!({"name": "echo", "namespace": "default", "labels": {"kubernetes.io/service-name": "echo"}});
+    let ports = json!([{"port": 7000, "protocol": "UDP", "nodePort": port}]);
+    for update in [
+        Update::node(&json!({"metadata": {"name": "n1"}, "spec": {"podCIDRs": ["10.64.0.0/18"]}})),
+        Update::service(&json!({"metadata": meta, "spec": {"clusterIP": "10.43.0.7", "ports": ports}})),
+        Update::slice(&json!({"metadata": meta, "ports": ports, "endpoints": [{"addresses": ["10.64.0.2"]}]})),
+    ] {
+        net.switch.apply(update.unwrap());
+    }
+    let (node_ports, mut events) = NodePorts::start(&net.switch, IpAddr::from([127, 0, 0, 1]));
+    assert!(matches!(events.recv().await, Some(NodePortEvent::Open { .. })));
+    let server = start(&tool().await, spec(&["tool", "udp-echo", "7000"]), net.pod(2));
+    server.running().await.unwrap();
+    // The instance runs before it has its socket; its first line says that it has.
+    while server.captured().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let mut clients = Vec::new();
+    for word in ["one", "two", "three"] {
+        let client = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        client.connect(("127.0.0.1", port)).await.unwrap();
+        client.send(word.as_bytes()).await.unwrap();
+        clients.push((client, word));
+    }
+    for (client, word) in clients {
+        let mut buffer = [0; 16];
+        let len = client.recv(&mut buffer).await.unwrap();
+        assert_eq!(&buffer[..len], word.as_bytes(), "each client hears its own");
+    }
+    server.kill();
+    server.wait().await;
+    node_ports.stop().await;
 }
 
 #[tokio::test]

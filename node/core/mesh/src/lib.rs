@@ -11,12 +11,14 @@
 
 mod backends;
 mod cidr;
+mod flows;
 mod names;
 mod tables;
 mod update;
 
 pub use backends::{Backends, Endpoint, Load, LoadGuard, Origin, Pick};
 pub use cidr::{Cidr, CidrError};
+pub use flows::{Caller, Flow, Flows, Mask};
 pub use names::Answer;
 pub use tables::{Config, Route, Tables};
 pub use update::{MeshError, NodeSpec, Proto, ServiceId, ServicePort, ServiceSpec, SliceEndpoint, SliceSpec, Update};

@@ -143,9 +143,23 @@ impl Tables {
         self.nodes.get(node)?.quic_addr
     }
 
+    /// The address of this node's range that no pod gets: it stands for the node itself.
+    pub fn gateway(&self) -> Option<IpAddr> {
+        let range = self.nodes.get(&self.config.node)?.pod_cidrs.first()?;
+        Some(match range.first() {
+            IpAddr::V4(first) => IpAddr::V4(first.to_bits().checked_add(1)?.into()),
+            IpAddr::V6(first) => IpAddr::V6(first.to_bits().checked_add(1)?.into()),
+        })
+    }
+
     /// Whether `ip` can only be a pod's.
     pub fn in_pod_range(&self, ip: IpAddr) -> bool {
         self.config.cluster_cidr.contains(ip) || self.node_of(ip).is_some()
+    }
+
+    /// Whether an address is one of the cluster: a pod's, a service's.
+    pub fn is_inside(&self, ip: IpAddr) -> bool {
+        self.in_pod_range(ip) || self.config.service_cidr.contains(ip) || self.addresses.contains_key(&ip)
     }
 
     pub(crate) fn service(&self, id: &ServiceId) -> Option<&Service> {

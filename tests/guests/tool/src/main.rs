@@ -27,6 +27,8 @@ fn main() {
             let (len, from) = socket.recv_from(&mut buffer).expect("receive");
             println!("{} from {from}", String::from_utf8_lossy(&buffer[..len]));
         }
+        // Gives each datagram back to who sent it.
+        ["udp-echo", port] => udp_echo(port),
         ["env"] => {
             std::env::args().for_each(|arg| println!("arg {arg}"));
             std::env::vars().for_each(|(name, value)| println!("env {name}={value}"));
@@ -35,6 +37,12 @@ fn main() {
             Ok(()) => println!("written"),
             Err(error) => println!("error: {:?}", error.kind()),
         },
+        ["append", path, text] => append(path, text),
+        // Leaves a last word in a file and fails.
+        ["leave", path, text] => {
+            std::fs::write(path, text).expect("write");
+            std::process::exit(1);
+        }
         ["read", path] => match std::fs::read_to_string(path) {
             Ok(text) => println!("{text}"),
             Err(error) => println!("error: {:?}", error.kind()),
@@ -83,6 +91,22 @@ fn echo(port: &str) {
             }
         }
     }
+}
+
+fn udp_echo(port: &str) {
+    let port: u16 = port.parse().expect("a port");
+    let socket = UdpSocket::bind(("0.0.0.0", port)).expect("bind");
+    println!("listening");
+    let mut buffer = [0; 4096];
+    loop {
+        let (len, from) = socket.recv_from(&mut buffer).expect("receive");
+        socket.send_to(&buffer[..len], from).expect("send");
+    }
+}
+
+fn append(path: &str, text: &str) {
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+    writeln!(file.expect("open"), "{text}").expect("write");
 }
 
 fn call(to: &str, text: &str) -> std::io::Result<String> {
