@@ -23,7 +23,11 @@ pub(crate) async fn ask(
     timeout: Duration,
 ) -> Option<ProbeOutcome> {
     if let Some(http) = &probe.http_get {
-        return Some(outcome(ask_http(switch, pod_ip, container, http, timeout).await));
+        let status = get(switch, pod_ip, container, http, timeout).await;
+        return Some(outcome(status.and_then(|status| match status {
+            200..400 => Ok(()),
+            status => Err(format!("HTTP probe failed with statuscode: {status}")),
+        })));
     }
     if let Some(tcp) = &probe.tcp_socket {
         return Some(outcome(
@@ -49,13 +53,14 @@ fn outcome(result: Result<(), String>) -> ProbeOutcome {
     }
 }
 
-async fn ask_http(
+/// The status that a container answers to a GET.
+pub(crate) async fn get(
     switch: &Switch,
     pod_ip: IpAddr,
     container: &Container,
     action: &HTTPGetAction,
     timeout: Duration,
-) -> Result<(), String> {
+) -> Result<u16, String> {
     let to = target(pod_ip, action.host.as_deref(), &action.port, container)?;
     let path = action.path.as_deref().filter(|p| !p.is_empty()).unwrap_or("/");
     let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
@@ -80,11 +85,7 @@ async fn ask_http(
                     break;
                 }
             }
-            if (200..400).contains(&status) {
-                Ok(())
-            } else {
-                Err(format!("HTTP probe failed with statuscode: {status}"))
-            }
+            Ok(status)
         };
         tokio::pin!(answer);
         tokio::pin!(connection);

@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | set up, tear down | told to the agent, which tries again | files stay; the next start goes on or cleans up |
 //! | pull, start | told to the agent | the container is ended by the engine; its object is left as it is |
-//! | probe | told to the agent | nothing |
+//! | probe, hook | told to the agent | its command ends |
 //! | status, delete | told to the agent, which tries again | the next start writes again |
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +21,7 @@ use dhow_agent::volumes::{self, Content};
 use dhow_agent::{Agent, ContainerRef, In, Keep, Out, PodRef, ProbeKind, ProbeOutcome, PullFault, StartFault, spec};
 use dhow_client::{Client, Event};
 use dhow_engine::{Engine, Io};
-use dhow_runtime_contract::{ContainerSpec, EntryPoint, Exit, LogConfig, PullPolicy};
+use dhow_runtime_contract::{ContainerSpec, Exit, LogConfig, PullPolicy};
 use dhow_switch::{PodIdentity, Switch};
 use dhow_tasks::Stop;
 use dhow_types::{Chain, Machine, NodeName, Uid};
@@ -31,12 +31,13 @@ use tokio::task::JoinSet;
 
 use crate::clock::Forward;
 use crate::events::Recorder;
+use crate::hooks::Hook;
 use crate::images::Images;
 use crate::layout::{self, Layout};
 use crate::objects::ObjectReader;
 use crate::register::Standing;
 use crate::sandbox::{Running, Sandbox, Sandboxes};
-use crate::{api, probes, volumes as disk};
+use crate::{api, exec, hooks, probes, volumes as disk};
 
 /// Answers that wait for the loop. A task that finds it full waits.
 const ANSWERS_MAX: usize = 1024;
@@ -57,8 +58,6 @@ const AFTER_PANIC: Duration = Duration::from_secs(5);
 /// A container's log is rotated at this size, as a kubelet does, and so many files are kept.
 const LOG_BYTES_MAX: u64 = 10 * 1024 * 1024;
 const LOG_FILES_MAX: u32 = 5;
-/// What is kept of an exec probe's output for its message.
-const PROBE_OUTPUT_BYTES_MAX: usize = 10 * 1024;
 
 /// Everything that fulfilling wishes needs.
 pub(crate) struct Shared {
@@ -331,6 +330,11 @@ impl Runner {
                     Some(ask(&shared, question).await)
                 });
             }
+            Out::Hook { at, attempt, hook, handler, timeout_ms, pod } => {
+                let timeout = timeout_ms.map(Duration::from_millis);
+                let hook = Hook { at, attempt, kind: hook, handler, timeout, pod };
+                self.work.spawn(async move { Some(hooks::run(&shared, hook).await) });
+            }
             Out::TearDown { pod, keep } => {
                 self.work.spawn(async move { Some(tear_down(&shared, pod, keep).await) });
             }
@@ -541,7 +545,8 @@ async fn start_container(
     Ok(running)
 }
 
-async fn container_spec(
+/// What the engine is told about a container.
+pub(crate) async fn container_spec(
     shared: &Shared,
     pod: &Pod,
     at: &ContainerRef,
@@ -593,55 +598,13 @@ async fn ask(shared: &Shared, question: Question) -> In {
             Some(outcome) => outcome,
             None => {
                 let command = probe.exec.as_ref().and_then(|e| e.command.clone()).unwrap_or_default();
-                exec(shared, &at, &pod, command, timeout).await
+                match exec::run(shared, &at, &pod, command, timeout).await {
+                    Ok(()) => ProbeOutcome::Success,
+                    Err(why) => ProbeOutcome::Failure(why),
+                }
             }
         },
         _ => ProbeOutcome::Failure("the container is gone".to_owned()),
     };
     In::Probed { at, attempt, kind, outcome }
-}
-
-/// An exec probe: the container's own image, entered once more in the pod's sandbox with the probe's command as its
-/// arguments. A Wasm image holds one program, so there is no other that the command could name.
-async fn exec(shared: &Shared, at: &ContainerRef, pod: &Pod, command: Vec<String>, timeout: Duration) -> ProbeOutcome {
-    match exec_inner(shared, at, pod, command, timeout).await {
-        Ok(()) => ProbeOutcome::Success,
-        Err(why) => ProbeOutcome::Failure(why),
-    }
-}
-
-async fn exec_inner(
-    shared: &Shared,
-    at: &ContainerRef,
-    pod: &Pod,
-    command: Vec<String>,
-    timeout: Duration,
-) -> Result<(), String> {
-    let sandbox = shared
-        .sandboxes
-        .with(&at.uid, |s| (s.net.clone(), s.ip, s.volumes.clone(), s.images.get(&at.container).cloned()));
-    let (net, ip, volumes, image) = sandbox.ok_or("the container is gone")?;
-    let image = image.ok_or("the container is gone")?;
-    let fault = |fault: StartFault| match fault {
-        StartFault::Config(why) | StartFault::Create(why) | StartFault::Run(why) => why,
-    };
-    let program = shared.images.program(&image).await.map_err(fault)?;
-    if program.entry() != EntryPoint::Command {
-        return Err("the container's image has no command to run; use an httpGet or tcpSocket probe".to_owned());
-    }
-    let mut spec = container_spec(shared, pod, at, 0, ip, &volumes).await.map_err(fault)?;
-    spec.args = command;
-    spec.name = format!("{}-probe", at.container);
-    let container = shared.engine.start(&program, spec, Io::Capture { max_bytes: PROBE_OUTPUT_BYTES_MAX }, net);
-    match tokio::time::timeout(timeout, container.wait()).await {
-        Ok(exit) if exit.code == 0 => Ok(()),
-        Ok(exit) => {
-            let output = String::from_utf8_lossy(&container.captured()).trim_end().to_owned();
-            Err(if output.is_empty() { format!("command exited with code {}", exit.code) } else { output })
-        }
-        Err(_) => {
-            container.kill();
-            Err(format!("command timed out after {}s", timeout.as_secs()))
-        }
-    }
 }

@@ -114,6 +114,7 @@ fn uid_of(input: &In) -> Option<Uid> {
         | In::Started { at, .. }
         | In::StartFailed { at, .. }
         | In::Exited { at, .. }
-        | In::Probed { at, .. } => Some(at.uid.clone()),
+        | In::Probed { at, .. }
+        | In::Hooked { at, .. } => Some(at.uid.clone()),
     }
 }

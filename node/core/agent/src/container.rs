@@ -41,10 +41,25 @@ pub(crate) enum Step {
     Pulling,
     /// It is being started.
     Starting,
-    /// It runs; `stop_ms` is the grace period that it was given to end.
-    Running { since: Time, stop_ms: Option<u64> },
+    /// It runs, and does not count as running until its `postStart` hook has succeeded.
+    PostStart { since: Time, halt: Halt },
+    /// It runs.
+    Running { since: Time, halt: Halt },
     /// It ended and will not be started again.
     Ended(Terminated),
+}
+
+/// How far the end of a running container has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Halt {
+    /// It is not to end.
+    No,
+    /// Its `preStop` hook is under way. Its grace period ends at `ends`.
+    PreStop { ends: Time },
+    /// It is to end when its turn has come. Its grace period ends at `ends`.
+    Turn { ends: Time },
+    /// It was told to end within so much time.
+    Told { grace_ms: u64 },
 }
 
 /// What `state.waiting` says.
@@ -141,7 +156,30 @@ impl ContainerRun {
 
     /// Whether an operation or a run of it is under way.
     pub(crate) fn busy(&self) -> bool {
-        matches!(self.step, Step::Pulling | Step::Starting | Step::Running { .. })
+        matches!(self.step, Step::Pulling | Step::Starting) || self.exists()
+    }
+
+    /// Whether its instance exists.
+    pub(crate) fn exists(&self) -> bool {
+        matches!(self.step, Step::PostStart { .. } | Step::Running { .. })
+    }
+
+    /// How far its end has come, if its instance exists.
+    pub(crate) fn halt_mut(&mut self) -> Option<&mut Halt> {
+        match &mut self.step {
+            Step::PostStart { halt, .. } | Step::Running { halt, .. } => Some(halt),
+            Step::Idle { .. } | Step::Pulling | Step::Starting | Step::Ended(_) => None,
+        }
+    }
+
+    /// Whether those after it must wait for it: a container with a `postStart` hook is started before they are.
+    pub(crate) fn holds_back(&self, pod: &Pod) -> bool {
+        let hook = self.spec(pod).and_then(|spec| spec.lifecycle.as_ref()?.post_start.as_ref()).is_some();
+        let before = matches!(
+            self.step,
+            Step::Idle { until: None } | Step::Pulling | Step::Starting | Step::PostStart { halt: Halt::No, .. }
+        );
+        hook && before
     }
 
     pub(crate) fn field(&self) -> String {

@@ -1,7 +1,7 @@
 //! What a node does with the pods that are bound to it: the part of a kubelet that decides.
 //!
 //! [`Agent`] takes what happened (a pod appeared, an image is there, a container ended, a probe answered, time passed)
-//! and gives wishes ([`Out`]): set up a sandbox, pull, start, stop, probe, write the status, delete the pod. The shell
+//! and gives wishes ([`Out`]): set up a sandbox, pull, start, stop, probe, run a hook, write the status, delete the pod. The shell
 //! (`dhow-node`) fulfils them and reports back. Inside, `pod` is the state machine of one pod and `container` of one
 //! of its containers, `status` turns their state into `status`, [`probe`] schedules probes, [`backoff`] the waits between
 //! attempts. [`env`], [`volumes`] and
@@ -26,6 +26,6 @@ pub mod volumes;
 
 pub use agent::{Agent, Config};
 pub use message::{
-    ContainerRef, EventKind, In, Keep, Out, PodEvent, PodRef, ProbeKind, ProbeOutcome, PullFault, PulledImage,
-    StartFault, Written,
+    ContainerRef, EventKind, HookKind, In, Keep, Out, PodEvent, PodRef, ProbeKind, ProbeOutcome, PullFault,
+    PulledImage, StartFault, Written,
 };

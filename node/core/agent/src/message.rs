@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use dhow_runtime_contract::{Exit, PullPolicy};
 use dhow_types::{Time, Uid};
-use k8s_openapi::api::core::v1::{Pod, Probe};
+use k8s_openapi::api::core::v1::{LifecycleHandler, Pod, Probe};
 use serde_json::Value;
 
 /// A container of a pod of this node.
@@ -48,6 +48,15 @@ impl ProbeKind {
             ProbeKind::Liveness => "Liveness",
         }
     }
+}
+
+/// Which lifecycle hook of a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HookKind {
+    /// After it was started; until then it does not count as running.
+    PostStart,
+    /// Before it is told to end.
+    PreStop,
 }
 
 /// What a probe found.
@@ -171,6 +180,17 @@ pub enum In {
         /// What it found.
         outcome: ProbeOutcome,
     },
+    /// A lifecycle hook ended.
+    Hooked {
+        /// Of which container.
+        at: ContainerRef,
+        /// Of which attempt.
+        attempt: u32,
+        /// Which hook.
+        hook: HookKind,
+        /// Whether it did what it should, or why not.
+        result: Result<(), String>,
+    },
     /// The API server answered [`Out::WriteStatus`].
     StatusWritten {
         /// Of which pod.
@@ -240,6 +260,21 @@ pub enum Out {
         probe: Arc<Probe>,
         /// When to give up.
         timeout_ms: u64,
+        /// The pod as it is now, for named ports.
+        pod: Arc<Pod>,
+    },
+    /// Run a lifecycle hook; answered by [`In::Hooked`], which may come too late or, if the container ends, not at all.
+    Hook {
+        /// Which container's.
+        at: ContainerRef,
+        /// Of which attempt.
+        attempt: u32,
+        /// Which hook.
+        hook: HookKind,
+        /// What it does.
+        handler: Box<LifecycleHandler>,
+        /// When to give up; `None`: when the container ends.
+        timeout_ms: Option<u64>,
         /// The pod as it is now, for named ports.
         pod: Arc<Pod>,
     },

@@ -17,14 +17,18 @@ use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use crate::agent::Config;
 use crate::backoff::Backoff;
 use crate::container::{
-    ContainerRun, Part, Step, Terminated, Waiting, adopt, container_id, pull_policy, restarts, short_duration, time,
+    ContainerRun, Halt, Part, Step, Terminated, Waiting, adopt, container_id, pull_policy, restarts, short_duration,
+    time,
 };
 use crate::message::{
-    ContainerRef, EventKind, In, Keep, Out, PodEvent, PodRef, ProbeKind, ProbeOutcome, PullFault, PulledImage,
-    StartFault, Written,
+    ContainerRef, EventKind, HookKind, In, Keep, Out, PodEvent, PodRef, ProbeKind, ProbeOutcome, PullFault,
+    PulledImage, StartFault, Written,
 };
 use crate::probe::{Finding, ProbeRun};
 use crate::status::{Conditions, Report};
+
+mod halt;
+mod ignored;
 
 /// How long `ContainerCreating` may stay unwritten: most pods are ready before, and need one write instead of two.
 const CREATING_WRITE_MS: u64 = 1_500;
@@ -240,6 +244,7 @@ impl PodRun {
             In::StartFailed { at, attempt, fault } => self.start_failed(now, &at, attempt, fault, out),
             In::Exited { at, attempt, exit } => self.exited(now, &at, attempt, exit, out),
             In::Probed { at, attempt, kind, outcome } => self.probed(now, &at, attempt, kind, outcome, out),
+            In::Hooked { at, attempt, hook, result } => self.hooked(now, (&at, attempt), hook, result, out),
             In::StatusWritten { outcome, .. } => self.report.written(now, outcome),
             In::Deleted { outcome, .. } => self.deleted(now, outcome),
         }
@@ -305,37 +310,15 @@ impl PodRun {
             Sandbox::Ready => {}
             Sandbox::SettingUp | Sandbox::Removing(_) | Sandbox::Removed(_) => return,
         }
-        let mut initialized = true;
+        self.go_on_halting(now, out);
+        let (pod, mut may_start) = (self.pod.clone(), true);
         for at in 0..self.containers.len() {
-            let part = self.containers[at].part;
             // An init container waits for those before it, a main one for all of them. What ended well stays.
-            if initialized {
+            if may_start || self.containers[at].exists() {
                 self.drive(at, now, out);
             }
-            initialized &= part == Part::Main || self.containers[at].initialized();
-        }
-    }
-
-    /// Nothing of a pod is in the host's network; who asked for that is told what there is instead.
-    fn say_what_is_ignored(&self, now: Time, out: &mut Vec<Out>) {
-        let Some(spec) = self.spec() else { return };
-        let instead =
-            "the pod has an address of its own only; use a Service of type NodePort to reach it by the node's";
-        if spec.host_network == Some(true) {
-            let message = format!("hostNetwork is ignored: {instead}");
-            self.event(now, None, EventKind::Warning, "HostNetworkIgnored", message, out);
-            // The API server gives each port of such a pod a hostPort.
-            return;
-        }
-        let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
-        let ports: Vec<_> = containers
-            .flat_map(|c| c.ports.iter().flatten())
-            .filter_map(|port| port.host_port.filter(|port| *port != 0))
-            .map(|port| port.to_string())
-            .collect();
-        if !ports.is_empty() {
-            let message = format!("hostPort {} is ignored: {instead}", ports.join(", "));
-            self.event(now, None, EventKind::Warning, "HostPortIgnored", message, out);
+            let container = &self.containers[at];
+            may_start &= (container.part == Part::Main || container.initialized()) && !container.holds_back(&pod);
         }
     }
 
@@ -348,7 +331,7 @@ impl PodRun {
                     self.turn_into_backoff(at, now, out);
                 }
             }
-            Step::Running { stop_ms: None, .. } => self.ask_probes(at, now, out),
+            Step::Running { halt: Halt::No, .. } => self.ask_probes(at, now, out),
             _ => {}
         }
     }
@@ -412,9 +395,7 @@ impl PodRun {
 
     fn wind_down(&mut self, ending: Ending, now: Time, out: &mut Vec<Out>) {
         let grace_ms = self.grace_ms(ending);
-        for at in 0..self.containers.len() {
-            self.stop(at, grace_ms, now, out);
-        }
+        self.halt_all(grace_ms, now, out);
         if self.containers.iter().any(ContainerRun::busy) || self.sandbox == Sandbox::SettingUp {
             return;
         }
@@ -440,25 +421,6 @@ impl PodRun {
         };
         let seconds = seconds.or_else(|| self.spec()?.termination_grace_period_seconds).unwrap_or(GRACE_DEFAULT_S);
         u64::try_from(seconds).unwrap_or(0).saturating_mul(1000)
-    }
-
-    /// Asks a running container to end; again if it now gets less time than it was given.
-    fn stop(&mut self, at: usize, grace_ms: u64, now: Time, out: &mut Vec<Out>) {
-        let Step::Running { stop_ms, .. } = &mut self.containers[at].step else { return };
-        if stop_ms.is_some_and(|given| given <= grace_ms) {
-            return;
-        }
-        let first = stop_ms.replace(grace_ms).is_none();
-        if first {
-            let message = format!("Stopping container {}", self.containers[at].name);
-            self.event(now, Some(at), EventKind::Normal, "Killing", message, out);
-        }
-        self.push_stop(at, grace_ms, out);
-    }
-
-    fn push_stop(&self, at: usize, grace_ms: u64, out: &mut Vec<Out>) {
-        let attempt = self.containers[at].attempt.unwrap_or(0);
-        out.push(Out::Stop { at: self.container_ref(at), attempt, grace_ms });
     }
 
     fn tear_down(&mut self, keep: Keep, out: &mut Vec<Out>) {
@@ -527,20 +489,12 @@ impl PodRun {
         let container = &self.containers[at];
         let image = container.spec(&self.pod).and_then(|spec| spec.image.as_deref());
         let unchanged = image == Some(container.image.as_str());
-        if unchanged || container.renewed || !matches!(container.step, Step::Running { stop_ms: None, .. }) {
+        if unchanged || container.renewed || !matches!(container.step, Step::Running { halt: Halt::No, .. }) {
             return;
         }
         let message = format!("Container {} definition changed, will be restarted", container.name);
         self.containers[at].renewed = true;
-        self.restart(at, self.grace_ms(Ending::Over), message, now, out);
-    }
-
-    fn restart(&mut self, at: usize, grace_ms: u64, message: String, now: Time, out: &mut Vec<Out>) {
-        if let Step::Running { stop_ms, .. } = &mut self.containers[at].step {
-            *stop_ms = Some(grace_ms);
-            self.event(now, Some(at), EventKind::Normal, "Killing", message, out);
-            self.push_stop(at, grace_ms, out);
-        }
+        self.restart(at, self.grace_ms(Ending::Over), &message, now, out);
     }
 
     fn sandbox_failed(&mut self, now: Time, message: &str, out: &mut Vec<Out>) {
@@ -619,15 +573,27 @@ impl PodRun {
     fn started(&mut self, now: Time, at: &ContainerRef, attempt: u32, out: &mut Vec<Out>) {
         let Some(at) = self.find_starting(at, attempt) else { return };
         self.began(at, attempt, now, out);
+        if self.wish_hook(at, HookKind::PostStart, None, out) {
+            self.containers[at].step = Step::PostStart { since: now, halt: Halt::No };
+            self.report.touch_later(now + CREATING_WRITE_MS);
+        } else {
+            self.running(at, now, now, out);
+        }
+    }
+
+    /// A container runs, since `since`.
+    fn running(&mut self, at: usize, since: Time, now: Time, out: &mut Vec<Out>) {
         let pod = self.pod.clone();
         let container = &mut self.containers[at];
-        container.step = Step::Running { since: now, stop_ms: None };
+        container.step = Step::Running { since, halt: Halt::No };
         container.probes = container.spec(&pod).map(|spec| ProbeRun::of(spec, now)).unwrap_or_default();
         if self.all_ready() {
             self.report.touch(now);
         } else {
             self.report.touch_later(now + RUNNING_WRITE_MS);
         }
+        // It may have been changed while its hook ran.
+        self.renew_if_changed(at, now, out);
     }
 
     /// Notes that an attempt exists.
@@ -668,7 +634,8 @@ impl PodRun {
     }
 
     fn exited(&mut self, now: Time, at: &ContainerRef, attempt: u32, exit: Exit, out: &mut Vec<Out>) {
-        let Some(at) = self.find(at, |step| matches!(step, Step::Starting | Step::Running { .. })) else { return };
+        let runs = |step: &Step| matches!(step, Step::Starting | Step::PostStart { .. } | Step::Running { .. });
+        let Some(at) = self.find(at, runs) else { return };
         match self.containers[at].step {
             Step::Starting if self.containers[at].next_attempt() != attempt => return,
             Step::Starting if exit.reason == ExitReason::ContainerCannotRun => {
@@ -748,13 +715,13 @@ impl PodRun {
             let message = format!("{} probe failed: {why}", kind.title());
             self.event(now, Some(at), EventKind::Warning, "Unhealthy", message, out);
         }
-        let stopping = !matches!(self.containers[at].step, Step::Running { stop_ms: None, .. });
+        let stopping = !matches!(self.containers[at].step, Step::Running { halt: Halt::No, .. });
         if failed && kind != ProbeKind::Readiness && !stopping {
             let grace_ms = own_grace
                 .map_or_else(|| self.grace_ms(Ending::Over), |s| u64::try_from(s).unwrap_or(0).saturating_mul(1000));
             let message =
                 format!("Container {name} failed {} probe, will be restarted", kind.title().to_ascii_lowercase());
-            self.restart(at, grace_ms, message, now, out);
+            self.restart(at, grace_ms, &message, now, out);
         }
         match (was_ready, ready) {
             (false, true) if !self.all_ready() => self.report.touch_later(now + RUNNING_WRITE_MS),

@@ -234,7 +234,7 @@ impl PodRun {
         if self.failure.is_some() || init_failed {
             return "Failed";
         }
-        let active = |c: &ContainerRun| matches!(c.step, Step::Running { .. } | Step::Pulling | Step::Starting);
+        let active = ContainerRun::busy;
         if self.deleting() && !self.containers.iter().any(active) {
             let succeeded = |c: &ContainerRun| end_of(c).is_some_and(|end| end.exit_code == 0);
             return if self.mains().all(succeeded) { "Succeeded" } else { "Failed" };
@@ -311,7 +311,9 @@ impl PodRun {
         let state = match &c.step {
             Step::Running { since, .. } => json!({"running": {"startedAt": since.to_rfc3339()}}),
             Step::Ended(end) => json!({ "terminated": terminated(end) }),
-            Step::Idle { .. } | Step::Pulling | Step::Starting => waiting(c.waiting.reason, &c.waiting.message),
+            Step::Idle { .. } | Step::Pulling | Step::Starting | Step::PostStart { .. } => {
+                waiting(c.waiting.reason, &c.waiting.message)
+            }
         };
         let last = c.last.as_ref().map_or(json!({}), |end| json!({ "terminated": terminated(end) }));
         let mut status = json!({

@@ -1,6 +1,9 @@
 //! Pods on a simulated node: each line of a script is something that happens, each line of the result a wish.
 
 use super::*;
+
+mod lifecycle;
+
 use crate::Agent;
 use dhow_types::Machine;
 use serde_json::{Value, json};
@@ -17,6 +20,8 @@ struct Sim {
     pull: Result<(), PullFault>,
     start: Result<(), StartFault>,
     answer_probes: Option<ProbeOutcome>,
+    /// How hooks end; `None`: not by themselves.
+    hooks: Option<Result<(), String>>,
     api: Written,
 }
 
@@ -45,6 +50,7 @@ impl Sim {
             pull: Ok(()),
             start: Ok(()),
             answer_probes: Some(ProbeOutcome::Success),
+            hooks: None,
             api: Written::Ok,
         }
     }
@@ -138,6 +144,12 @@ impl Sim {
             Out::Probe { at, attempt, kind, .. } => {
                 let outcome = self.answer_probes.clone()?;
                 Some(In::Probed { at, attempt, kind, outcome })
+            }
+            Out::Hook { at, attempt, hook, timeout_ms, .. } => {
+                let timeout = timeout_ms.map_or("-".to_owned(), |ms| ms.to_string());
+                self.seen.push(format!("{hook:?} {} {attempt} {timeout}", at.container));
+                let result = self.hooks.clone()?;
+                Some(In::Hooked { at, attempt, hook, result })
             }
             Out::TearDown { keep, .. } => {
                 self.seen.push(format!("tear down {keep:?}"));

@@ -1,0 +1,69 @@
+//! Commands inside of a pod: the container's own image, entered once more in the pod's sandbox with other arguments. A
+//! Wasm image holds one program, so there is no other that a command could name.
+
+use std::time::Duration;
+
+use dhow_agent::{ContainerRef, StartFault};
+use dhow_engine::{Container, Io};
+use dhow_runtime_contract::EntryPoint;
+use k8s_openapi::api::core::v1::Pod;
+
+use crate::runner::{Shared, container_spec};
+
+/// What is kept of the output of a probe's or hook's command for its message.
+const OUTPUT_BYTES_MAX: usize = 10 * 1024;
+
+/// A container that ends with its owner.
+struct Owned(Container);
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.0.kill();
+    }
+}
+
+/// Runs a command of a probe or hook; what it says goes into the error. Dropped, it ends the command.
+pub(crate) async fn run(
+    shared: &Shared,
+    at: &ContainerRef,
+    pod: &Pod,
+    command: Vec<String>,
+    timeout: Duration,
+) -> Result<(), String> {
+    let capture = Io::Capture { max_bytes: OUTPUT_BYTES_MAX };
+    let container = Owned(start(shared, at, pod, command, capture).await?);
+    match tokio::time::timeout(timeout, container.0.wait()).await {
+        Ok(exit) if exit.code == 0 => Ok(()),
+        Ok(exit) => {
+            let output = String::from_utf8_lossy(&container.0.captured()).trim_end().to_owned();
+            Err(if output.is_empty() { format!("command exited with code {}", exit.code) } else { output })
+        }
+        Err(_) => Err(format!("command timed out after {}s", timeout.as_secs())),
+    }
+}
+
+/// Starts a command in a container's sandbox.
+async fn start(
+    shared: &Shared,
+    at: &ContainerRef,
+    pod: &Pod,
+    command: Vec<String>,
+    io: Io,
+) -> Result<Container, String> {
+    let sandbox = shared
+        .sandboxes
+        .with(&at.uid, |s| (s.net.clone(), s.ip, s.volumes.clone(), s.images.get(&at.container).cloned()));
+    let (net, ip, volumes, image) = sandbox.ok_or("the container is gone")?;
+    let image = image.ok_or("the container is gone")?;
+    let fault = |fault: StartFault| match fault {
+        StartFault::Config(why) | StartFault::Create(why) | StartFault::Run(why) => why,
+    };
+    let program = shared.images.program(&image).await.map_err(fault)?;
+    if program.entry() != EntryPoint::Command {
+        return Err("the container's image has no command to run; use httpGet instead".to_owned());
+    }
+    let mut spec = container_spec(shared, pod, at, 0, ip, &volumes).await.map_err(fault)?;
+    spec.args = command;
+    spec.name = format!("{}-exec", at.container);
+    Ok(shared.engine.start(&program, spec, io, net))
+}
