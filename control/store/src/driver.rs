@@ -14,7 +14,7 @@ use crate::lock::Lock;
 use crate::wal::{Checkpoint, Wal};
 use crate::watch::Hub;
 use bytes::Bytes;
-use dhow_consensus::{Committed, Consensus, In, Out, Position, ProposalId, ReadId, Role};
+use dhow_consensus::{Committed, Consensus, In, Out, Position, ProposalId, ReadId, Refusal, Role};
 use dhow_state::{Applied, Change, Rejected, State, Txn};
 use dhow_types::{Machine, Revision, Time};
 use std::collections::{BTreeMap, VecDeque};
@@ -256,8 +256,16 @@ impl Driver {
                     tracing::info!(leads, term, "the role changed");
                     None
                 }
-                // A member alone has nobody to send to.
-                Out::Send(_) => None,
+                Out::Refused(id, why) => {
+                    self.refuse(id, why);
+                    None
+                }
+                Out::Forgot { known, last } => {
+                    self.fail(format!("the log ends at entry {last}, and the other members know it up to {known}"));
+                    None
+                }
+                // A member alone has nobody to send to, and nobody sends it an image.
+                Out::Send(_) | Out::SendSnapshot { .. } | Out::Install(_) => None,
             };
             if let Some(input) = answer {
                 let mut more = Vec::new();
@@ -277,7 +285,7 @@ impl Driver {
         let shared = self.shared.clone();
         let mut state = shared.state.write().unwrap_or_else(PoisonError::into_inner);
         for entry in entries {
-            let Committed { index, term, id, data } = entry;
+            let Committed { index, term, id, data, members: _ } = entry;
             if data.is_empty() {
                 state.apply_nothing(index);
             } else {
@@ -354,6 +362,12 @@ impl Driver {
         }
         for id in reads {
             self.answer_read(id, &Err(error.clone()));
+        }
+    }
+
+    fn refuse(&mut self, id: ProposalId, why: Refusal) {
+        if let Some(write) = self.waiting.remove(&id) {
+            let _ = write.reply.send(Err(WriteError::Unavailable(why.to_string())));
         }
     }
 

@@ -13,7 +13,7 @@ use crate::lock::Lock;
 use crate::objects::{Image, Objects};
 use crate::replica::Config;
 use crate::wal::{Contents, Wal, damaged, failed};
-use dhow_consensus::{Position, Restored};
+use dhow_consensus::{Members, Position, Restored};
 use dhow_state::State;
 use dhow_types::Revision;
 use std::fs;
@@ -63,7 +63,7 @@ pub(crate) fn recover(config: &Config) -> Result<Recovered, OpenError> {
         tracing::warn!(at, "the object database fell back to an older state; replaying the log over the gap");
     }
     let restored =
-        Restored { voters: vec![config.member], hard_state: contents.hard_state, applied, entries: contents.entries };
+        Restored { members: Members::founded_by(config.member), hard_state: contents.hard_state, applied, entries: contents.entries };
     Ok(Recovered { lock, wal, objects, state, restored })
 }
 

@@ -6,7 +6,7 @@ use crate::flusher::Flusher;
 use crate::recover::{Recovered, recover};
 use crate::wal::{damaged, failed};
 use crate::watch::{AllWatch, Filter, From, Hub, Watch};
-use dhow_consensus::Consensus;
+use dhow_consensus::{Consensus, LagMax};
 use dhow_state::{Applied, Compacted, HistoryMax, OBJECT_BYTES_MAX, Op, State, Txn};
 use dhow_types::Revision;
 use std::collections::BTreeMap;
@@ -81,9 +81,15 @@ impl Replica {
         let dir = config.dir.clone();
         let Recovered { lock, wal, objects, state, restored } = recover(&config)?;
         let seed = RandomState::new().hash_one(std::process::id());
-        let consensus =
-            Consensus::new(dhow_consensus::Config { member: config.member, seed, tick_ms: TICK_MS }, restored)
-                .map_err(|error| damaged(&dir, &error.to_string()))?;
+        let consensus = dhow_consensus::Config {
+            member: config.member,
+            incarnation: RandomState::new().hash_one(seed),
+            seed,
+            tick_ms: TICK_MS,
+            witness: false,
+            lag_max: LagMax::default(),
+        };
+        let consensus = Consensus::new(consensus, restored).map_err(|error| damaged(&dir, &error.to_string()))?;
         let disk = dir.clone();
         let flusher = Flusher::start(objects, config.flush_every, move || free_bytes(&disk))
             .map_err(failed("starting a thread for", &dir))?;

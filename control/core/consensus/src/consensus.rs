@@ -1,149 +1,22 @@
-//! The machine around the engine.
+//! The machine around the engine: what comes in, what goes out, and in which order.
 
-use crate::tail::{Entry, HardState, Position, Tail, to_engine};
+mod leading;
+mod messages;
+
+use crate::envelope::Saying;
+use crate::io::{
+    Committed, Config, In, Install, LagMax, Message, Out, Persist, Progress, ProposalId, ReadId, Refusal, Restored,
+    Role, StartError,
+};
+use crate::members::{MemberChange, Members, change_data, read_change};
+use crate::proposals::{Ended, Inbox, Life, Proposals, Wanted};
+use crate::reads::{Asker, Reads};
+use crate::tail::{EntryKind, HardState, Position, Tail, from_engine};
 use bytes::Bytes;
 use dhow_types::{Machine, Rng, Time};
-use protobuf::Message as _;
 use raft::eraftpb::{self, MessageType};
-use raft::{RawNode, StateRole};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-
-/// Names a proposal towards the driver that made it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ProposalId(pub u64);
-
-/// Names a read towards the driver that asked; never used twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ReadId(pub u64);
-
-/// How this member behaves.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Which member this is; not zero.
-    pub member: u64,
-    /// Where the election timeouts come from.
-    pub seed: u64,
-    /// The length of a tick. Elections take 10 to 20 of them, a heartbeat 2.
-    pub tick_ms: u64,
-}
-
-/// What had been persisted and applied when the member stopped.
-#[derive(Clone, Debug, Default)]
-pub struct Restored {
-    /// The members that vote.
-    pub voters: Vec<u64>,
-    /// As last persisted.
-    pub hard_state: HardState,
-    /// The last entry that the driver's state holds.
-    pub applied: Position,
-    /// All persisted entries behind it.
-    pub entries: Vec<Entry>,
-}
-
-/// Why a member cannot start from what it was handed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum StartError {
-    /// The entries do not follow each other, or not the applied one.
-    #[error("the log has entry {found} where {expected} must follow")]
-    Gap {
-        /// The index that must come.
-        expected: u64,
-        /// The index that comes.
-        found: u64,
-    },
-    /// The engine refuses the configuration.
-    #[error("the member cannot start: {0}")]
-    Config(String),
-}
-
-/// What happened.
-#[derive(Clone, Debug)]
-pub enum In {
-    /// Someone wants these appended, in this order.
-    Propose(Vec<(ProposalId, Bytes)>),
-    /// Another member sent this.
-    Message(Bytes),
-    /// All [`Persist`]s up to this number are durable.
-    Persisted(u64),
-    /// All entries up to this index are applied.
-    Applied(u64),
-    /// Someone wants to read what is committed by now.
-    ReadIndex(ReadId),
-}
-
-/// What shall happen.
-#[derive(Clone, Debug)]
-pub enum Out {
-    /// Make this durable, then say [`In::Persisted`].
-    Persist(Persist),
-    /// Send these to other members.
-    Send(Vec<Message>),
-    /// Apply these, then say [`In::Applied`].
-    Commit(Vec<Committed>),
-    /// The state has applied all that was committed when the read was asked for.
-    ReadReady(ReadId),
-    /// These proposals and reads will not be answered. The proposals may still be committed.
-    Lost {
-        /// The proposals.
-        proposals: Vec<ProposalId>,
-        /// The reads.
-        reads: Vec<ReadId>,
-    },
-    /// The member has another role now.
-    Role {
-        /// Which one.
-        role: Role,
-        /// Since which term.
-        term: u64,
-    },
-}
-
-/// What must be durable before anyone hears of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Persist {
-    /// Grows with every wish.
-    pub number: u64,
-    /// To be appended; they replace what was there from the first one's index on.
-    pub entries: Vec<Entry>,
-    /// To be kept in the place of the former one.
-    pub hard_state: HardState,
-}
-
-/// A message for another member.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message {
-    /// Which member.
-    pub to: u64,
-    /// What [`In::Message`] takes there.
-    pub bytes: Bytes,
-}
-
-/// An entry that will never change.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Committed {
-    /// Its place.
-    pub index: u64,
-    /// Its term.
-    pub term: u64,
-    /// Set if this member proposed it since it started.
-    pub id: Option<ProposalId>,
-    /// What was proposed; empty where a term began.
-    pub data: Bytes,
-}
-
-/// What a member is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Takes proposals.
-    Leader,
-    /// Follows someone, or nobody yet.
-    Follower {
-        /// Whom.
-        leader: Option<u64>,
-    },
-    /// Asks for votes.
-    Candidate,
-}
+use raft::{RawNode, SnapshotStatus, StateRole};
+use std::collections::{BTreeMap, VecDeque};
 
 const ELECTION_TICKS: usize = 10;
 const HEARTBEAT_TICKS: usize = 2;
@@ -157,51 +30,66 @@ const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 /// Entries in one [`Out::Commit`], so that applying does not hold up the next persist for long.
 const COMMIT_BYTES_MAX: u64 = 4 << 20;
 
-/// Applied entries that stay in memory for members that lag a little. A member alone keeps none.
-const LAG_ENTRIES_MAX: usize = 4_096;
+/// How long a proposal or a read waits for a leader and for its answer: two of the longest election timeouts, so that
+/// one election that comes to nothing is survived.
+const PATIENCE_TICKS: u64 = 4 * ELECTION_TICKS as u64;
 
 /// One member's part in the agreement.
 pub struct Consensus {
     node: RawNode<Tail>,
     config: Config,
+    life: Life,
     rng: Rng,
-    alone: bool,
+    /// Those in force: as of the last entry that was handed out.
+    members: Members,
+    /// The members before the first entry; empty if the log does not begin there.
+    founders: Members,
+    ticks: u64,
     last_tick: Option<Time>,
-    role: Role,
+    /// As last told.
+    role: (Role, u64),
     /// Term, leader and role for which the election timeout was drawn.
     drawn_for: (u64, u64, StateRole),
+    /// The leader of this term says that this member is none.
+    told_removed: Option<u64>,
+    /// When each member was last heard of.
+    heard: BTreeMap<u64, u64>,
     applied: u64,
-    /// Proposals by index, with the term in which they were appended.
-    proposed: BTreeMap<u64, (u64, ProposalId)>,
+    applied_members: Members,
+    /// Changes of the members that are handed out and not applied.
+    unapplied_members: VecDeque<(u64, Members)>,
+    /// The term of the last entry that was handed out.
+    delivered_term: u64,
+    proposals: Proposals,
+    inbox: Inbox,
+    last_sequence: u64,
+    reads: Reads,
     /// Readies that wait for the disk, in order, with what must not be sent before.
     unpersisted: VecDeque<Unpersisted>,
-    /// Reads that wait until this leader has committed in its term.
-    early_reads: Vec<ReadId>,
-    /// Reads that wait for the other members' word.
-    asked_reads: BTreeSet<ReadId>,
-    /// Reads that wait until this much is applied.
-    reads: BTreeMap<u64, Vec<ReadId>>,
+    outbox: Vec<Message>,
 }
 
 struct Unpersisted {
     number: u64,
     needs_disk: bool,
     messages: Vec<eraftpb::Message>,
+    install: Option<(Position, Members)>,
 }
 
 impl Consensus {
     /// Starts a member from what it had persisted. It wants to be woken at once.
     pub fn new(config: Config, restored: Restored) -> Result<Self, StartError> {
-        let Restored { voters, hard_state, applied, entries } = restored;
+        let Restored { members, hard_state, applied, mut entries } = restored;
+        // After an image was installed, a crash may leave the log that it replaced. Entries that do belong behind
+        // the image are of its term or a later one; whatever conflicts with it is older.
+        if entries.first().is_some_and(|first| first.term < applied.term) {
+            entries.clear();
+        }
         for (expected, entry) in (applied.index + 1..).zip(&entries) {
             if entry.index != expected {
                 return Err(StartError::Gap { expected, found: entry.index });
             }
         }
-        if !voters.contains(&config.member) {
-            return Err(StartError::Config(format!("member {} is not among the voters {voters:?}", config.member)));
-        }
-        let alone = voters.len() == 1;
         let engine = raft::Config {
             id: config.member,
             election_tick: ELECTION_TICKS,
@@ -213,33 +101,49 @@ impl Consensus {
             batch_append: true,
             check_quorum: true,
             pre_vote: true,
+            // A witness wins only if it knows more than those who vote.
+            priority: i64::from(!config.witness),
             ..raft::Config::default()
         };
         let log = slog::Logger::root(slog::Discard, slog::o!());
-        let node = RawNode::new(&engine, Tail::new(hard_state, voters, applied, entries), &log)
-            .map_err(|error| StartError::Config(error.to_string()))?;
+        if config.member == 0 {
+            return Err(StartError::Config("members are counted from one".to_owned()));
+        }
+        let mut tail = Tail::new(hard_state, members.clone(), applied, entries);
+        tail.image = (!config.witness).then(|| (applied, members.clone()));
+        let node = RawNode::new(&engine, tail, &log).map_err(|error| StartError::Config(error.to_string()))?;
         let mut consensus = Self {
             rng: Rng::new(config.seed ^ config.member.rotate_left(32)),
+            life: Life { member: config.member, incarnation: config.incarnation },
+            founders: if applied.index == 0 { members.clone() } else { Members::default() },
+            applied_members: members.clone(),
+            unapplied_members: VecDeque::new(),
+            members,
             node,
             config,
-            alone,
+            ticks: 0,
             last_tick: None,
-            role: Role::Follower { leader: None },
+            role: (Role::Follower { leader: None }, 0),
             drawn_for: (u64::MAX, 0, StateRole::Follower),
+            told_removed: None,
+            heard: BTreeMap::new(),
             applied: applied.index,
-            proposed: BTreeMap::new(),
+            delivered_term: applied.term,
+            proposals: Proposals::default(),
+            inbox: Inbox::default(),
+            last_sequence: 0,
+            reads: Reads::default(),
             unpersisted: VecDeque::new(),
-            early_reads: Vec::new(),
-            asked_reads: BTreeSet::new(),
-            reads: BTreeMap::new(),
+            outbox: Vec::new(),
         };
+        consensus.role = (consensus.present_role(), consensus.term());
         consensus.draw_timeout(false);
         Ok(consensus)
     }
 
     /// What this member is now.
     pub fn role(&self) -> Role {
-        self.role
+        self.role.0
     }
 
     /// The latest term that this member has seen.
@@ -247,14 +151,76 @@ impl Consensus {
         self.node.raft.term
     }
 
+    /// Who leads, this member included, as far as it knows.
+    pub fn leader(&self) -> Option<u64> {
+        Some(self.node.raft.leader_id).filter(|leader| *leader != 0)
+    }
+
+    /// The members in force.
+    pub fn members(&self) -> &Members {
+        &self.members
+    }
+
     /// The end of the log, durable or not.
     pub fn last(&self) -> Position {
-        let index = self.node.raft.raft_log.last_index();
-        Position { index, term: self.node.raft.raft_log.last_term() }
+        let log = &self.node.raft.raft_log;
+        Position { index: log.last_index(), term: log.last_term() }
+    }
+
+    /// Up to where this member knows the log to be committed.
+    pub fn committed(&self) -> u64 {
+        self.node.raft.raft_log.committed
+    }
+
+    /// How far each member is; empty unless this one leads.
+    pub fn progress(&self) -> Vec<Progress> {
+        if !self.is_leader() {
+            return Vec::new();
+        }
+        let mut all: Vec<Progress> = self
+            .node
+            .raft
+            .prs()
+            .iter()
+            .map(|(id, progress)| Progress {
+                member: *id,
+                matched: progress.matched,
+                voter: self.members.votes(*id),
+                active: self.is_active(*id),
+            })
+            .collect();
+        all.sort_by_key(|progress| progress.member);
+        all
     }
 
     fn is_leader(&self) -> bool {
         self.node.raft.state == StateRole::Leader
+    }
+
+    fn is_active(&self, member: u64) -> bool {
+        let heard = self.heard.get(&member);
+        member == self.config.member || heard.is_some_and(|at| at + ELECTION_TICKS as u64 >= self.ticks)
+    }
+
+    fn is_removed(&self) -> bool {
+        let gone = !self.members.is_empty() && !self.members.contains(self.config.member);
+        gone || self.told_removed.is_some()
+    }
+
+    fn is_installing(&self) -> bool {
+        self.unpersisted.iter().any(|waiting| waiting.install.is_some())
+    }
+
+    /// A member that would win at once must have persisted all it has; the engine relies on it.
+    fn may_campaign(&self) -> bool {
+        let log = &self.node.raft.raft_log;
+        let persisted = log.persisted == log.last_index() || !self.members.is_sole_voter(self.config.member);
+        persisted && !self.is_removed() && !self.is_installing()
+    }
+
+    /// Whether nobody else needs to hear from this member.
+    fn is_alone(&self) -> bool {
+        self.members.is_sole_voter(self.config.member) && self.members.learners.is_empty()
     }
 
     /// Overrides the engine's own draw whenever it may have made one: at a new term, leader or role, and when an
@@ -269,174 +235,220 @@ impl Consensus {
         }
     }
 
-    fn tick(&mut self) {
-        self.node.tick();
-        let ran_out = !self.is_leader() && self.node.raft.election_elapsed == 0;
-        self.draw_timeout(ran_out);
+    fn tick(&mut self, out: &mut Vec<Out>) {
+        self.ticks += 1;
+        if self.is_leader() || self.may_campaign() {
+            self.node.tick();
+            let ran_out = !self.is_leader() && self.node.raft.election_elapsed == 0;
+            self.draw_timeout(ran_out);
+        }
+        let ended = self.proposals.expire(self.ticks);
+        let reads = self.reads.expire(self.ticks);
+        end(ended, reads, Refusal::NoLeader, out);
     }
 
-    fn propose(&mut self, proposals: Vec<(ProposalId, Bytes)>, out: &mut Vec<Out>) {
-        let first = self.node.raft.raft_log.last_index() + 1;
-        let term = self.node.raft.term;
-        let mut ids = Vec::with_capacity(proposals.len());
-        let mut entries = Vec::with_capacity(proposals.len());
-        for (id, data) in proposals {
-            ids.push(id);
-            // The engine fills in index and term.
-            entries.push(to_engine(0, 0, data));
+    fn propose(&mut self, wanted: Wanted, out: &mut Vec<Out>) {
+        let id = wanted.0;
+        let taken = if self.is_removed() {
+            Err(Refusal::Removed)
+        } else {
+            self.proposals.add(wanted, self.ticks + PATIENCE_TICKS)
+        };
+        if let Err(why) = taken {
+            out.push(Out::Refused(id, why));
         }
-        let mut message = eraftpb::Message::default();
-        message.set_msg_type(MessageType::MsgPropose);
-        message.from = self.config.member;
-        message.set_entries(entries.into());
-        // A follower's engine would forward proposals and never tell how they ended.
-        if !self.is_leader() || self.node.raft.step(message).is_err() {
-            out.push(Out::Lost { proposals: ids, reads: Vec::new() });
-            return;
-        }
-        self.proposed.extend((first..).zip(ids.into_iter().map(|id| (term, id))));
-    }
-
-    fn handle_message(&mut self, bytes: &Bytes) {
-        let Ok(message) = eraftpb::Message::parse_from_carllerche_bytes(bytes) else { return };
-        // Members are not brought back by snapshots here, so nobody of ours sends one.
-        if message.get_msg_type() != MessageType::MsgSnapshot {
-            // An error means that the sender is no member or the message is not one between members: drop it.
-            let _ = self.node.step(message);
-        }
-        self.draw_timeout(false);
     }
 
     fn handle_persisted(&mut self, number: u64, out: &mut Vec<Out>) {
         let mut reached = None;
         let mut messages = Vec::new();
+        let mut installed = None;
         while self.unpersisted.front().is_some_and(|first| first.number <= number || !first.needs_disk) {
             if let Some(first) = self.unpersisted.pop_front() {
                 reached = Some(first.number);
                 messages.extend(first.messages);
+                installed = first.install.or(installed);
             }
         }
         if let Some(reached) = reached {
             self.node.on_persist_ready(reached);
         }
-        send(messages, out);
+        if let Some((position, members)) = installed {
+            self.unapplied_members.clear();
+            self.note_applied(position, members);
+        }
+        self.send(messages, out);
     }
 
-    fn handle_applied(&mut self, index: u64, out: &mut Vec<Out>) {
-        assert!(index >= self.applied, "entries are applied in order");
-        self.applied = index;
-        self.node.advance_apply_to(index);
-        let keep = if self.alone { 0 } else { LAG_ENTRIES_MAX };
-        self.node.mut_store().forget(index, keep);
-        self.release_reads(out);
+    fn handle_applied(&mut self, index: u64) {
+        // What was handed out before an image was installed may be reported after it.
+        if index <= self.applied {
+            return;
+        }
+        let mut members = None;
+        while self.unapplied_members.front().is_some_and(|(at, _)| *at <= index) {
+            members = self.unapplied_members.pop_front().map(|(_, members)| members);
+        }
+        let members = members.unwrap_or_else(|| self.applied_members.clone());
+        let term = self.node.store().term_at(index).expect("what was handed out to be applied is in the log");
+        self.note_applied(Position { index, term }, members);
     }
 
-    fn release_reads(&mut self, out: &mut Vec<Out>) {
-        let later = self.reads.split_off(&(self.applied + 1));
-        let ready = std::mem::replace(&mut self.reads, later);
-        out.extend(ready.into_values().flatten().map(Out::ReadReady));
-    }
-
-    /// Asks the engine for the reads that it will not drop silently.
-    fn ask_reads(&mut self, out: &mut Vec<Out>) {
-        if !self.is_leader() {
-            let reads = std::mem::take(&mut self.early_reads);
-            if !reads.is_empty() {
-                out.push(Out::Lost { proposals: Vec::new(), reads });
-            }
-        } else if self.node.raft.commit_to_current_term() {
-            for read in std::mem::take(&mut self.early_reads) {
-                self.asked_reads.insert(read);
-                self.node.read_index(read.0.to_be_bytes().to_vec());
-            }
+    fn note_applied(&mut self, position: Position, members: Members) {
+        self.applied = position.index;
+        self.applied_members = members;
+        self.node.advance_apply_to(position.index);
+        let max = if self.is_alone() { LagMax { entries: 0, bytes: 0, needed_bytes: 0 } } else { self.config.lag_max };
+        let needed = self.needed();
+        let image = (!self.config.witness).then(|| (position, self.applied_members.clone()));
+        let founded = self.members == self.founders;
+        let tail = self.node.mut_store();
+        tail.image = image;
+        tail.forget(position.index, needed, max);
+        if !founded && tail.base().index == 0 {
+            // The log does not say who founded it. Who was not there needs an image, which does.
+            tail.forget_to(position.index.min(1));
         }
     }
 
-    /// Turns all that the engine has ready into wishes.
+    /// Up to where nobody needs the log any more who is about to catch up.
+    fn needed(&self) -> u64 {
+        if !self.is_leader() {
+            return u64::MAX;
+        }
+        let others = self.node.raft.prs().iter().filter(|(id, _)| **id != self.config.member);
+        let needed = others.filter(|(id, _)| self.is_active(**id)).map(|(_, progress)| match progress.state {
+            raft::ProgressState::Snapshot => progress.pending_snapshot,
+            raft::ProgressState::Probe | raft::ProgressState::Replicate => progress.matched,
+        });
+        needed.min().unwrap_or(u64::MAX)
+    }
+
+    /// Turns all that is ready into wishes.
     fn pump(&mut self, out: &mut Vec<Out>) {
-        self.ask_reads(out);
-        while self.node.has_ready() {
-            let mut ready = self.node.ready();
-            self.note_role(out);
-            send(ready.take_messages(), out);
-            let tail = self.node.mut_store();
-            tail.append(ready.entries());
-            if let Some(hard_state) = ready.hs() {
-                tail.hard_state = hard_state.clone();
+        loop {
+            self.lead();
+            self.flush(out);
+            self.ask_reads();
+            if !self.node.has_ready() {
+                break;
             }
-            let hard_state = from_engine(&tail.hard_state);
-            let reads = ready.take_read_states();
-            let (number, needs_disk) = (ready.number(), ready.must_sync());
-            let committed = ready.take_committed_entries();
-            let messages = ready.take_persisted_messages();
-            let entries =
-                ready.take_entries().into_iter().map(|e| Entry { index: e.index, term: e.term, data: e.data });
-            if needs_disk {
-                out.push(Out::Persist(Persist { number, entries: entries.collect(), hard_state }));
-            }
-            self.node.advance_append_async(ready);
-            self.unpersisted.push_back(Unpersisted { number, needs_disk, messages });
-            // Passes what needs no disk and waits for none before it.
-            self.handle_persisted(0, out);
-            self.commit(committed, out);
-            for read in reads {
-                self.note_read(read.index, &read.request_ctx);
-            }
-            self.release_reads(out);
-            self.draw_timeout(false);
-            self.ask_reads(out);
+            self.handle_ready(out);
+        }
+        self.note_role(out);
+        out.extend(self.reads.release(self.applied).into_iter().map(Out::ReadReady));
+        if !self.outbox.is_empty() {
+            out.push(Out::Send(std::mem::take(&mut self.outbox)));
+        }
+    }
+
+    fn handle_ready(&mut self, out: &mut Vec<Out>) {
+        let mut ready = self.node.ready();
+        let messages = ready.take_messages();
+        self.send(messages, out);
+        let install = (!ready.snapshot().is_empty()).then(|| position_of(ready.snapshot()));
+        let tail = self.node.mut_store();
+        if let Some((position, _)) = &install {
+            tail.reset(*position);
+        }
+        tail.append(ready.entries());
+        if let Some(hard_state) = ready.hs() {
+            tail.hard_state = hard_state.clone();
+        }
+        let hard = &tail.hard_state;
+        let hard_state = HardState { term: hard.term, vote: hard.vote, commit: hard.commit };
+        let reads = ready.take_read_states();
+        let (number, needs_disk) = (ready.number(), ready.must_sync());
+        let committed = ready.take_committed_entries();
+        let messages = ready.take_persisted_messages();
+        let entries: Vec<_> = ready.take_entries().into_iter().map(from_engine).collect();
+        if let Some((position, members)) = &install {
+            assert!(entries.is_empty(), "nothing is stepped between an image and its ready");
+            let (position, members) = (*position, members.clone());
+            out.push(Out::Install(Install { number, position, members, hard_state }));
+        } else if needs_disk {
+            out.push(Out::Persist(Persist { number, entries, hard_state }));
+        }
+        self.node.advance_append_async(ready);
+        if let Some((position, members)) = &install {
+            self.note_install(*position, members.clone(), out);
+        }
+        self.unpersisted.push_back(Unpersisted { number, needs_disk, messages, install });
+        // Passes what needs no disk and waits for none before it.
+        self.handle_persisted(0, out);
+        self.note_role(out);
+        self.deliver(committed, out);
+        for read in reads {
+            self.end_round(read.index, &read.request_ctx);
+        }
+        self.draw_timeout(false);
+    }
+
+    /// The log jumps: what happened to proposals in between is not seen here.
+    fn note_install(&mut self, position: Position, members: Members, out: &mut Vec<Out>) {
+        self.members = members;
+        self.delivered_term = self.delivered_term.max(position.term);
+        let proposals = self.proposals.lose_sent();
+        if !proposals.is_empty() {
+            out.push(Out::Lost { proposals, reads: Vec::new() });
+        }
+    }
+
+    fn present_role(&self) -> Role {
+        match self.node.raft.state {
+            _ if self.is_removed() => Role::Removed,
+            StateRole::Leader => Role::Leader,
+            StateRole::Follower => Role::Follower { leader: self.leader() },
+            StateRole::Candidate | StateRole::PreCandidate => Role::Candidate,
         }
     }
 
     fn note_role(&mut self, out: &mut Vec<Out>) {
-        let raft = &self.node.raft;
-        let role = match raft.state {
-            StateRole::Leader => Role::Leader,
-            StateRole::Follower => Role::Follower { leader: (raft.leader_id != 0).then_some(raft.leader_id) },
-            StateRole::Candidate | StateRole::PreCandidate => Role::Candidate,
-        };
-        if role == self.role {
+        let now = (self.present_role(), self.node.raft.term);
+        if now == self.role {
             return;
         }
-        let term = raft.term;
-        if self.role == Role::Leader {
-            let proposals = std::mem::take(&mut self.proposed).into_values().map(|(_, id)| id).collect();
-            let asked = std::mem::take(&mut self.asked_reads).into_iter();
-            let reads = asked.chain(std::mem::take(&mut self.early_reads)).collect();
-            out.push(Out::Lost { proposals, reads });
+        self.role = now;
+        self.reads.ask_again();
+        self.proposals.release();
+        if now.0 == Role::Removed {
+            let (ended, reads) = (self.proposals.end_all(), self.reads.end_all());
+            end(ended, reads, Refusal::Removed, out);
         }
-        self.role = role;
-        out.push(Out::Role { role, term });
+        out.push(Out::Role { role: now.0, term: now.1 });
     }
 
-    fn note_read(&mut self, index: u64, context: &[u8]) {
-        let Ok(id) = context.try_into().map(|bytes| ReadId(u64::from_be_bytes(bytes))) else { return };
-        if self.asked_reads.remove(&id) {
-            self.reads.entry(index).or_default().push(id);
-        }
-    }
-
-    fn commit(&mut self, entries: Vec<eraftpb::Entry>, out: &mut Vec<Out>) {
+    fn deliver(&mut self, entries: Vec<eraftpb::Entry>, out: &mut Vec<Out>) {
         if entries.is_empty() {
             return;
         }
-        let mut lost = Vec::new();
         let mut committed = Vec::with_capacity(entries.len());
         for entry in entries {
-            let id = match self.proposed.remove(&entry.index) {
-                Some((term, id)) if term == entry.term => Some(id),
-                Some((_, id)) => {
-                    lost.push(id);
-                    None
-                }
-                None => None,
+            if entry.term > self.delivered_term {
+                self.delivered_term = entry.term;
+                self.proposals.hold_older(entry.term);
+            }
+            let id = self.life.own(&entry.context).filter(|id| self.proposals.finish(*id));
+            let (index, term) = (entry.index, entry.term);
+            let (data, members) = match from_engine(entry) {
+                entry if entry.kind == EntryKind::Members => (Bytes::new(), self.change_members(index, &entry.data)),
+                entry => (entry.data, None),
             };
-            committed.push(Committed { index: entry.index, term: entry.term, id, data: entry.data });
+            committed.push(Committed { index, term, id, data, members });
         }
         out.push(Out::Commit(committed));
-        if !lost.is_empty() {
-            out.push(Out::Lost { proposals: lost, reads: Vec::new() });
+    }
+
+    /// Puts a committed change in force. Every member comes to the same result, also to that it cannot be made.
+    fn change_members(&mut self, index: u64, data: &[u8]) -> Option<Members> {
+        let change = read_change(data)?;
+        let state = self.node.apply_conf_change(&change).ok()?;
+        self.members = Members::from_engine(&state);
+        self.unapplied_members.push_back((index, self.members.clone()));
+        if self.is_leader() && !self.members.contains(self.config.member) {
+            self.abdicate();
         }
+        Some(self.members.clone())
     }
 }
 
@@ -446,20 +458,36 @@ impl Machine for Consensus {
 
     fn handle(&mut self, _now: Time, input: In, out: &mut Vec<Out>) {
         match input {
-            In::Propose(proposals) => self.propose(proposals, out),
-            In::Message(bytes) => self.handle_message(&bytes),
+            In::Propose(proposals) => {
+                for (id, data) in proposals {
+                    self.propose((id, EntryKind::Normal, data), out);
+                }
+            }
+            In::ChangeMembers(id, changes) => self.propose((id, EntryKind::Members, change_data(&changes)), out),
+            In::TransferLeadership { to } => self.transfer(to),
+            In::Message(bytes) => self.handle_message(&bytes, out),
+            In::Snapshot { message, position, members } => self.handle_snapshot(&message, position, &members),
+            In::SnapshotSent { to, ok } => {
+                let status = if ok { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
+                self.node.report_snapshot(to, status);
+            }
+            In::Unreachable(member) => self.node.report_unreachable(member),
             In::Persisted(number) => self.handle_persisted(number, out),
-            In::Applied(index) => self.handle_applied(index, out),
-            In::ReadIndex(id) => self.early_reads.push(id),
+            In::Applied(index) => self.handle_applied(index),
+            In::ReadIndex(id) if self.is_removed() => {
+                out.push(Out::Lost { proposals: Vec::new(), reads: vec![id] });
+            }
+            In::ReadIndex(id) => self.reads.add(id, self.ticks + PATIENCE_TICKS),
         }
         self.pump(out);
     }
 
-    /// A leader without followers needs no clock, so an idle single member never wakes.
+    /// A leader without followers needs no clock, so an idle single member never wakes; a removed one has no say.
     fn next_wake(&self) -> Option<Time> {
         match self.last_tick {
             None => Some(Time::from_ms(i64::MIN)),
-            Some(_) if self.alone && self.is_leader() => None,
+            Some(_) if self.is_alone() && self.is_leader() && !self.proposals.has_held() => None,
+            Some(_) if self.is_removed() => None,
             Some(last) => Some(last + self.config.tick_ms),
         }
     }
@@ -468,13 +496,13 @@ impl Machine for Consensus {
         match self.last_tick {
             None => {
                 self.last_tick = Some(now);
-                if self.alone {
+                if self.members.is_sole_voter(self.config.member) && self.may_campaign() {
                     // Nobody else could object: do not wait for a timeout. An error means that it leads already.
                     let _ = self.node.campaign();
                 }
             }
             Some(last) if now >= last + self.config.tick_ms => {
-                self.tick();
+                self.tick(out);
                 // A clock that was stopped for long must not look like many missed heartbeats at once.
                 let next = last + self.config.tick_ms;
                 self.last_tick = Some(if now >= next + self.config.tick_ms { now } else { next });
@@ -485,19 +513,18 @@ impl Machine for Consensus {
     }
 }
 
-fn send(messages: Vec<eraftpb::Message>, out: &mut Vec<Out>) {
-    if messages.is_empty() {
-        return;
+fn end(ended: Ended, reads: Vec<ReadId>, why: Refusal, out: &mut Vec<Out>) {
+    let Ended { lost: proposals, refused } = ended;
+    if !proposals.is_empty() || !reads.is_empty() {
+        out.push(Out::Lost { proposals, reads });
     }
-    let encode = |message: eraftpb::Message| Message {
-        to: message.to,
-        bytes: message.write_to_bytes().expect("a message of the engine has all required fields").into(),
-    };
-    out.push(Out::Send(messages.into_iter().map(encode).collect()));
+    out.extend(refused.into_iter().map(|id| Out::Refused(id, why)));
 }
 
-fn from_engine(state: &eraftpb::HardState) -> HardState {
-    HardState { term: state.term, vote: state.vote, commit: state.commit }
+fn position_of(snapshot: &eraftpb::Snapshot) -> (Position, Members) {
+    let metadata = snapshot.get_metadata();
+    let position = Position { index: metadata.index, term: metadata.term };
+    (position, Members::from_engine(metadata.get_conf_state()))
 }
 
 #[cfg(test)]
