@@ -114,11 +114,24 @@ impl Ca {
         now: Time,
         valid_ms: u64,
     ) -> Result<Identity, PkiError> {
-        let key = KeyPair::generate()?;
+        self.issue_for(&new_key()?, subject, sans, usage, now, valid_ms)
+    }
+
+    /// Signs a certificate for a key that exists: who renews keeps the key, and with it all that follows from it.
+    pub fn issue_for(
+        &self,
+        key_pem: &str,
+        subject: &Subject,
+        sans: &[San],
+        usage: Usage,
+        now: Time,
+        valid_ms: u64,
+    ) -> Result<Identity, PkiError> {
+        let key = KeyPair::from_pem(key_pem)?;
         let mut params = params(subject, sans, now, valid_ms)?;
         limit_to(&mut params, usage);
         let cert = params.signed_by(&key, &self.issuer()?)?;
-        Ok(Identity { cert_pem: cert.pem(), key_pem: key.serialize_pem() })
+        Ok(Identity { cert_pem: cert.pem(), key_pem: key_pem.to_owned() })
     }
 
     /// Signs the public key of a certificate signing request. Only the key is taken from the request; who it speaks
@@ -143,13 +156,74 @@ impl Ca {
     }
 }
 
+/// A new private key, PEM.
+pub fn new_key() -> Result<String, PkiError> {
+    Ok(KeyPair::generate()?.serialize_pem())
+}
+
 /// A new private key and a certificate signing request for it: `(request PEM, key PEM)`.
 pub fn new_csr(common_name: &str) -> Result<(String, String), PkiError> {
-    let key = KeyPair::generate()?;
+    let key_pem = new_key()?;
+    Ok((csr_for(&key_pem, common_name)?, key_pem))
+}
+
+/// A certificate signing request for a key that exists.
+pub fn csr_for(key_pem: &str, common_name: &str) -> Result<String, PkiError> {
+    let key = KeyPair::from_pem(key_pem)?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, common_name);
-    Ok((params.serialize_request(&key)?.pem()?, key.serialize_pem()))
+    Ok(params.serialize_request(&key)?.pem()?)
+}
+
+/// What a certificate says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Who it speaks for.
+    pub subject: Subject,
+    /// What it may be used for; `None` for an authority.
+    pub usage: Option<Usage>,
+    /// From when it is valid.
+    pub not_before: Time,
+    /// Until when it is valid.
+    pub not_after: Time,
+}
+
+impl Facts {
+    /// When a fresh certificate should be asked for: after two thirds of its life, so that many attempts may fail.
+    pub fn renew_after(&self) -> Time {
+        self.not_before + self.not_after.ms_since(self.not_before) / 3 * 2
+    }
+
+    /// Whether it is over.
+    pub fn is_expired(&self, now: Time) -> bool {
+        self.not_after < now
+    }
+}
+
+/// What the first certificate in a PEM text says. Says nothing about whether it can be trusted.
+pub fn facts_of_pem(cert_pem: &str) -> Result<Facts, PkiError> {
+    facts_of(&first_certificate(cert_pem)?)
+}
+
+/// What a DER certificate says. Says nothing about whether it can be trusted.
+pub fn facts_of(cert_der: &[u8]) -> Result<Facts, PkiError> {
+    let (_, cert) =
+        x509_parser::parse_x509_certificate(cert_der).map_err(|err| PkiError::Malformed(err.to_string()))?;
+    let extended = cert.extended_key_usage().map_err(|err| PkiError::Malformed(err.to_string()))?;
+    let usage = extended.and_then(|usage| match (usage.value.server_auth, usage.value.client_auth) {
+        (true, true) => Some(Usage::Both),
+        (true, false) => Some(Usage::Server),
+        (false, true) => Some(Usage::Client),
+        (false, false) => None,
+    });
+    let validity = cert.validity();
+    Ok(Facts {
+        subject: subject_of(cert_der)?,
+        usage,
+        not_before: Time::from_secs(validity.not_before.timestamp()),
+        not_after: Time::from_secs(validity.not_after.timestamp()),
+    })
 }
 
 /// Who a DER certificate speaks for. Says nothing about whether it can be trusted.
@@ -239,6 +313,25 @@ mod tests {
         assert_eq!(subject_of(&der).unwrap(), subject);
         let two = Subject { organizations: vec!["a".into(), "b".into()], ..subject };
         assert!(matches!(ca.issue(&two, &[], Usage::Both, NOW, 1000), Err(PkiError::Malformed(_))));
+    }
+
+    #[test]
+    fn a_certificate_says_what_it_is_and_when_to_renew_it() {
+        let ca = Ca::create("dhow", NOW).unwrap();
+        let subject = Subject { common_name: "system:node:n1".into(), organizations: vec!["system:nodes".into()] };
+        let valid_ms = 299 * 3600 * 1000;
+        let identity = ca.issue(&subject, &[], Usage::Both, NOW, valid_ms).unwrap();
+        let facts = facts_of_pem(&identity.cert_pem).unwrap();
+        assert_eq!((&facts.subject, facts.usage), (&subject, Some(Usage::Both)));
+        assert_eq!((facts.not_before, facts.not_after), (NOW - CLOCK_SKEW_MS, NOW + valid_ms));
+        assert_eq!(facts.renew_after(), NOW + 199 * 3600 * 1000);
+        assert!(!facts.is_expired(NOW + valid_ms) && facts.is_expired(NOW + valid_ms + 1));
+        let renewed = ca.issue_for(&identity.key_pem, &subject, &[], Usage::Server, NOW + valid_ms, valid_ms).unwrap();
+        assert_eq!(renewed.key_pem, identity.key_pem);
+        assert_eq!(facts_of_pem(&renewed.cert_pem).unwrap().usage, Some(Usage::Server));
+        assert_eq!(facts_of_pem(ca.cert_pem()).unwrap().usage, None);
+        let signed = ca.sign_csr(&csr_for(&identity.key_pem, "x").unwrap(), &subject, &[], Usage::Both, NOW, valid_ms);
+        assert!(crate::server_config(&Identity { cert_pem: signed.unwrap(), ..identity }, None, &[]).is_ok());
     }
 
     #[test]

@@ -11,8 +11,11 @@ mod ca;
 mod tls;
 pub mod token;
 
-pub use ca::{Ca, Identity, San, Subject, Usage, certificate_sha256_hex, new_csr, subject_of};
-pub use tls::{client_config, pinned_client_config, server_config};
+pub use ca::{
+    Ca, Facts, Identity, San, Subject, Usage, certificate_sha256_hex, csr_for, facts_of, facts_of_pem, new_csr,
+    new_key, subject_of,
+};
+pub use tls::{ServerCert, api_server_config, client_config, pinned_client_config, server_config};
 
 /// Why a certificate, a key, or TLS settings could not be made.
 #[derive(Debug, thiserror::Error)]
