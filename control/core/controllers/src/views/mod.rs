@@ -1,0 +1,65 @@
+//! What controllers and scheduler need to know of an object, parsed once when it changes.
+//!
+//! A view keeps the stored object by reference (its bytes are shared with the store), so that an update can parse the
+//! whole tree when it has one to write. Views never fail: what is missing or malformed reads as empty, as the API
+//! refuses such objects before they are stored.
+
+mod node;
+mod pod;
+mod resources;
+mod service;
+mod template;
+mod workload;
+
+pub(crate) use node::{Node, Taint, Truth};
+pub(crate) use pod::{Phase, Pod};
+pub(crate) use resources::Resources;
+pub(crate) use service::{Service, Target};
+pub(crate) use template::POD_TEMPLATE_HASH;
+pub(crate) use workload::{Counts, Deployment, ReplicaSet, annotation};
+
+use dhow_state::Object;
+use serde::de::DeserializeOwned;
+use std::sync::Arc;
+
+/// The resource names that the controllers know by heart.
+pub(crate) mod resource {
+    pub(crate) const PODS: &str = "pods";
+    pub(crate) const NODES: &str = "nodes";
+    pub(crate) const NAMESPACES: &str = "namespaces";
+    pub(crate) const SERVICES: &str = "services";
+    pub(crate) const ENDPOINTS: &str = "endpoints";
+    pub(crate) const SERVICE_ACCOUNTS: &str = "serviceaccounts";
+    pub(crate) const CONFIG_MAPS: &str = "configmaps";
+    pub(crate) const LEASES: &str = "leases.coordination.k8s.io";
+    pub(crate) const REPLICA_SETS: &str = "replicasets.apps";
+    pub(crate) const DEPLOYMENTS: &str = "deployments.apps";
+}
+
+/// A parsed object; cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) enum View {
+    Pod(Arc<Pod>),
+    Node(Arc<Node>),
+    ReplicaSet(Arc<ReplicaSet>),
+    Deployment(Arc<Deployment>),
+    Service(Arc<Service>),
+    Other,
+}
+
+/// Parses the view of an object.
+pub(crate) fn view(object: &Arc<Object>) -> View {
+    match &*object.key.resource {
+        resource::PODS => View::Pod(Arc::new(pod::pod(object))),
+        resource::NODES => View::Node(Arc::new(node::node(object))),
+        resource::REPLICA_SETS => View::ReplicaSet(Arc::new(workload::replica_set(object))),
+        resource::DEPLOYMENTS => View::Deployment(Arc::new(workload::deployment(object))),
+        resource::SERVICES => View::Service(Arc::new(service::service(object))),
+        _ => View::Other,
+    }
+}
+
+/// Reads a part of an object straight from its bytes, without a tree in between: there are very many pods.
+pub(crate) fn read<T: DeserializeOwned + Default>(object: &Object) -> T {
+    serde_json::from_slice(object.json()).unwrap_or_default()
+}
