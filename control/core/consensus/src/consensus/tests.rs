@@ -1,203 +1,296 @@
+mod members;
+mod net;
+
 use super::*;
-
-/// A member with a disk that forgets what it was not told to keep.
-struct Member {
-    consensus: Consensus,
-    disk: Restored,
-    applied: Vec<Committed>,
-    mail: Vec<Message>,
-    lost: Vec<ProposalId>,
-    read: Vec<ReadId>,
-    now: Time,
-}
-
-impl Member {
-    fn start(member: u64, disk: Restored) -> Self {
-        let config = Config { member, seed: 7, tick_ms: 100 };
-        let consensus = Consensus::new(config, disk.clone()).unwrap();
-        let (applied, mail, lost, read) = Default::default();
-        let mut this = Self { consensus, disk, applied, mail, lost, read, now: Time::from_ms(0) };
-        this.pass(0);
-        this
-    }
-
-    fn pass(&mut self, ms: u64) {
-        self.now = self.now + ms;
-        let mut out = Vec::new();
-        self.consensus.wake(self.now, &mut out);
-        self.act(out);
-    }
-
-    fn give(&mut self, input: In) {
-        let mut out = Vec::new();
-        self.consensus.handle(self.now, input, &mut out);
-        self.act(out);
-    }
-
-    fn act(&mut self, out: Vec<Out>) {
-        let mut wishes = VecDeque::from(out);
-        while let Some(wish) = wishes.pop_front() {
-            let mut more = Vec::new();
-            match wish {
-                Out::Persist(persist) => {
-                    if let Some(first) = persist.entries.first() {
-                        self.disk.entries.retain(|entry| entry.index < first.index);
-                    }
-                    self.disk.entries.extend(persist.entries);
-                    self.disk.hard_state = persist.hard_state;
-                    self.consensus.handle(self.now, In::Persisted(persist.number), &mut more);
-                }
-                Out::Commit(entries) => {
-                    let last = entries.last().unwrap().index;
-                    self.applied.extend(entries);
-                    self.consensus.handle(self.now, In::Applied(last), &mut more);
-                }
-                Out::Send(messages) => self.mail.extend(messages),
-                Out::Lost { proposals, .. } => self.lost.extend(proposals),
-                Out::ReadReady(id) => self.read.push(id),
-                Out::Role { .. } => {}
-            }
-            wishes.extend(more);
-        }
-    }
-
-    fn propose(&mut self, ids: std::ops::Range<u64>) {
-        let proposals = ids.map(|id| (ProposalId(id), Bytes::from(format!("entry {id}")))).collect();
-        self.give(In::Propose(proposals));
-    }
-
-    fn ids(&self) -> Vec<u64> {
-        self.applied.iter().filter_map(|entry| entry.id).map(|id| id.0).collect()
-    }
-}
-
-fn alone() -> Restored {
-    Restored { voters: vec![1], ..Restored::default() }
-}
+use crate::tail::Entry;
+use net::{Disk, Net};
 
 #[test]
 fn a_single_member_leads_at_once_and_then_needs_no_clock() {
-    let mut member = Member::start(1, alone());
-    assert_eq!(member.consensus.role(), Role::Leader);
-    assert_eq!(member.consensus.next_wake(), None);
-    member.propose(1..4);
-    assert_eq!(member.ids(), [1, 2, 3]);
-    assert_eq!(member.applied.iter().map(|entry| entry.index).collect::<Vec<_>>(), [1, 2, 3, 4]);
-    member.give(In::ReadIndex(ReadId(9)));
-    assert_eq!(member.read, [ReadId(9)]);
+    let mut net = Net::of(&[1]);
+    assert_eq!(net.member(1).consensus.role(), Role::Leader);
+    assert_eq!(net.member(1).consensus.next_wake(), None);
+    net.propose(1, 1..4);
+    assert_eq!(net.member(1).done, [1, 2, 3]);
+    assert_eq!(net.member(1).state.keys().copied().collect::<Vec<_>>(), [1, 2, 3, 4]);
+    net.give(1, In::ReadIndex(ReadId(9)));
+    assert_eq!(net.member(1).read, [(9, 4)]);
+    assert_eq!(net.member(1).consensus.next_wake(), None);
 }
 
 #[test]
 fn nothing_is_committed_before_the_disk_has_it() {
-    let mut member = Member::start(1, alone());
-    let mut out = Vec::new();
-    member.consensus.handle(member.now, In::Propose(vec![(ProposalId(1), Bytes::from_static(b"x"))]), &mut out);
-    let [Out::Persist(persist)] = &out[..] else { panic!("only a persist is wished for: {out:?}") };
-    let number = persist.number;
-    assert_eq!(persist.entries.len(), 1);
-    assert!(member.ids().is_empty());
-    member.give(In::Persisted(number));
-    assert_eq!(member.ids(), [1]);
+    let mut net = Net::of(&[1]);
+    net.member(1).slow_disk = true;
+    net.propose(1, 1..3);
+    net.propose(1, 3..4);
+    assert!(net.member(1).done.is_empty());
+    net.sync(1);
+    assert_eq!(net.member(1).done, [1, 2, 3]);
+}
+
+#[test]
+fn a_quorum_of_disks_is_enough_and_no_less() {
+    let mut net = Net::of(&[1, 2, 3]);
+    let leader = net.elect();
+    let others: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
+    others.iter().for_each(|id| net.member(*id).slow_disk = true);
+    net.propose(leader, 1..3);
+    net.deliver();
+    assert!(net.member(leader).done.is_empty(), "its own disk is one of three");
+    net.sync(others[0]);
+    net.deliver();
+    assert_eq!(net.member(leader).done, [1, 2]);
+    // The leader hears of a commit without its own disk, and hands it out when its disk has it.
+    net.member(leader).slow_disk = true;
+    net.sync(others[1]);
+    net.propose(leader, 3..4);
+    net.deliver();
+    assert_eq!(net.member(leader).done, [1, 2]);
+    net.sync(leader);
+    assert_eq!(net.member(leader).done, [1, 2, 3]);
 }
 
 #[test]
 fn a_restarted_member_applies_what_it_had_persisted() {
-    let mut first = Member::start(1, alone());
-    first.propose(1..6);
-    let mut second = Member::start(1, first.disk.clone());
-    let data = |member: &Member| -> Vec<Bytes> {
-        member.applied.iter().map(|entry| entry.data.clone()).filter(|data| !data.is_empty()).collect()
-    };
-    assert_eq!(data(&first), data(&second));
-    assert!(second.ids().is_empty(), "ids of another run mean nothing");
-    assert!(second.consensus.term() > first.consensus.term());
+    let mut net = Net::of(&[1]);
+    net.propose(1, 1..6);
+    let before = net.member(1).state.clone();
+    let term = net.member(1).consensus.term();
+    let disk = net.stop(1);
+    net.start(1, disk.clone());
+    assert!(before.iter().all(|(index, data)| net.members[&1].state.get(index) == Some(data)));
+    assert!(net.member(1).done.is_empty(), "ids of another life mean nothing");
+    assert!(net.member(1).consensus.term() > term);
     // From the middle, as after a flush of the state.
-    let mut disk = first.disk.clone();
-    disk.applied = Position { index: 4, term: disk.entries[3].term };
-    disk.entries.drain(..4);
-    let third = Member::start(1, disk);
-    assert_eq!(data(&third), data(&first)[3..]);
-    second.propose(7..8);
-    assert_eq!(second.ids(), [7]);
+    let mut disk = disk;
+    disk.restored.applied = Position { index: 4, term: disk.restored.entries[3].term };
+    disk.restored.entries.drain(..4);
+    disk.image = before.range(..=4).map(|(index, data)| (*index, data.clone())).collect();
+    net.start(1, disk);
+    assert!(before.iter().all(|(index, data)| net.members[&1].state.get(index) == Some(data)));
+    net.propose(1, 7..8);
+    assert_eq!(net.member(1).done, [7]);
+}
+
+fn config(member: u64) -> Config {
+    Config { member, incarnation: 1, seed: 1, tick_ms: 100, witness: false, lag_max: LagMax::default() }
 }
 
 #[test]
-fn a_log_with_a_hole_is_refused() {
-    let mut disk = alone();
-    disk.entries = vec![Entry { index: 3, term: 1, data: Bytes::new() }];
-    let config = Config { member: 1, seed: 1, tick_ms: 100 };
-    assert_eq!(Consensus::new(config.clone(), disk).err(), Some(StartError::Gap { expected: 1, found: 3 }));
-    assert!(matches!(Consensus::new(config, Restored::default()), Err(StartError::Config(_))));
-}
-
-fn deliver(members: &mut [Member], reachable: &[u64]) {
-    for _ in 0..100 {
-        let mut mail = Vec::new();
-        for (from, member) in (1..).zip(members.iter_mut()) {
-            mail.extend(member.mail.drain(..).map(|message| (from, message)));
-        }
-        mail.retain(|(from, message)| reachable.contains(from) && reachable.contains(&message.to));
-        if mail.is_empty() {
-            return;
-        }
-        for (_, message) in mail {
-            members[message.to as usize - 1].give(In::Message(message.bytes));
-        }
-    }
+fn a_log_with_a_hole_is_refused_and_one_that_an_image_replaced_is_void() {
+    let entry =
+        |index, term| Entry { index, term, kind: EntryKind::Normal, tag: Bytes::new(), data: Bytes::from_static(b"x") };
+    let restored =
+        |index, term, entries| Restored { applied: Position { index, term }, entries, ..Disk::of(&[1, 2, 3]).restored };
+    let hole = Consensus::new(config(1), restored(0, 0, vec![entry(3, 1)]));
+    assert_eq!(hole.err(), Some(StartError::Gap { expected: 1, found: 3 }));
+    let hole = Consensus::new(config(1), restored(4, 2, vec![entry(5, 2), entry(7, 2)]));
+    assert_eq!(hole.err(), Some(StartError::Gap { expected: 6, found: 7 }));
+    let whole = Consensus::new(config(1), restored(4, 2, vec![entry(5, 2), entry(6, 2)])).unwrap();
+    assert_eq!(whole.last(), Position { index: 6, term: 2 });
+    let void = Consensus::new(config(1), restored(4, 2, vec![entry(5, 1), entry(6, 1)])).unwrap();
+    assert_eq!(void.last(), Position { index: 4, term: 2 });
+    assert!(matches!(Consensus::new(config(0), Restored::default()), Err(StartError::Config(_))));
 }
 
 #[test]
 fn three_members_elect_replicate_and_replace_a_leader() {
-    let disk = Restored { voters: vec![1, 2, 3], ..Restored::default() };
     let run = || {
-        let mut members: Vec<Member> = (1..=3).map(|id| Member::start(id, disk.clone())).collect();
-        let mut trace = Vec::new();
-        let step = |members: &mut Vec<Member>, reachable: &[u64], trace: &mut Vec<_>| {
-            members.iter_mut().for_each(|member| member.pass(100));
-            deliver(members, reachable);
-            trace.push(
-                members.iter().map(|member| (member.consensus.role(), member.consensus.term())).collect::<Vec<_>>(),
-            );
-        };
-        let leader = |members: &[Member], among: &[u64]| {
-            among.iter().copied().find(|id| members[*id as usize - 1].consensus.role() == Role::Leader)
-        };
-        while leader(&members, &[1, 2, 3]).is_none() {
-            step(&mut members, &[1, 2, 3], &mut trace);
-        }
-        let first = leader(&members, &[1, 2, 3]).unwrap();
-        members[first as usize - 1].propose(1..4);
-        deliver(&mut members, &[1, 2, 3]);
-        assert_eq!(members[first as usize - 1].ids(), [1, 2, 3]);
-
-        let others: Vec<u64> = (1..=3).filter(|id| *id != first).collect();
-        members[first as usize - 1].propose(10..12);
-        while leader(&members, &others).is_none() {
-            step(&mut members, &others, &mut trace);
-        }
-        let second = leader(&members, &others).unwrap();
-        members[second as usize - 1].propose(20..22);
-        deliver(&mut members, &others);
-        for _ in 0..40 {
-            step(&mut members, &[1, 2, 3], &mut trace);
-        }
-        assert_eq!(members[first as usize - 1].lost, [ProposalId(10), ProposalId(11)]);
-        let logs: Vec<Vec<Bytes>> =
-            members.iter().map(|member| member.applied.iter().map(|entry| entry.data.clone()).collect()).collect();
-        assert_eq!(logs[0], logs[1]);
-        assert_eq!(logs[0], logs[2]);
-        assert!(logs[0].contains(&Bytes::from_static(b"entry 21")));
-        trace
+        let mut net = Net::of(&[1, 2, 3]);
+        let first = net.elect();
+        net.propose(first, 1..4);
+        net.deliver();
+        assert_eq!(net.member(first).done, [1, 2, 3]);
+        net.isolate(first);
+        net.until("another one leads", |net| net.leader() != Some(first));
+        let second = net.leader().unwrap();
+        net.propose(second, 20..22);
+        net.deliver();
+        net.cut.clear();
+        net.pass(4_000);
+        assert_eq!(net.elect(), second, "who comes back does not disturb");
+        net.check();
+        assert!(net.members.values().all(|member| member.holds(21)));
+        let roles: Vec<Vec<Role>> = net.members.values().map(|member| member.roles.clone()).collect();
+        (roles, net.now)
     };
     assert_eq!(run(), run(), "a seed replays");
 }
 
 #[test]
-fn damaged_messages_are_dropped() {
-    let mut member = Member::start(1, alone());
-    for bytes in [&b""[..], b"\xff\xff\xff", b"\x08\x01\x10\x01", b"\x08\x07", b"\x08\x00"] {
-        member.give(In::Message(Bytes::copy_from_slice(bytes)));
+fn a_proposal_is_taken_on_any_member_and_answered_there() {
+    let mut net = Net::of(&[1, 2, 3]);
+    let leader = net.elect();
+    let follower = if leader == 1 { 2 } else { 1 };
+    net.propose(follower, 1..4);
+    net.deliver();
+    assert_eq!(net.member(follower).done, [1, 2, 3]);
+    assert!(net.member(leader).done.is_empty());
+    // Its own write is seen by its own read, at once.
+    net.give(follower, In::ReadIndex(ReadId(8)));
+    net.give(leader, In::ReadIndex(ReadId(9)));
+    net.deliver();
+    assert_eq!(net.member(follower).read, [(8, 4)]);
+    assert_eq!(net.member(leader).read, [(9, 4)]);
+}
+
+#[test]
+fn what_arrives_twice_and_late_is_done_once() {
+    let mut net = Net::of(&[1, 2, 3]);
+    let leader = net.elect();
+    net.doubles = true;
+    for round in 0..20 {
+        for id in 1..=3 {
+            net.propose(id, 100 * round + 10 * id..100 * round + 10 * id + 3);
+            net.give(id, In::ReadIndex(ReadId(1_000_000 + 10 * round + id)));
+        }
+        net.pass(100);
     }
-    member.propose(1..2);
-    assert_eq!(member.ids(), [1]);
+    net.pass(1_000);
+    net.check();
+    assert_eq!(net.leader(), Some(leader));
+    for member in net.members.values() {
+        assert_eq!((member.done.len(), member.read.len(), member.lost.len()), (60, 20, 0));
+    }
+}
+
+#[test]
+fn proposals_without_a_leader_wait_for_the_next() {
+    let mut net = Net::of(&[1, 2, 3]);
+    let first = net.elect();
+    let follower = if first == 1 { 2 } else { 1 };
+    // The leader appends them and dies; nobody else ever sees them.
+    net.cut.extend((1..=3).map(|to| (first, to)));
+    net.propose(follower, 1..3);
+    net.deliver();
+    let disk = net.stop(first);
+    net.propose(follower, 3..4);
+    net.give(follower, In::ReadIndex(ReadId(9)));
+    net.cut.clear();
+    net.until("the proposals are done", |net| net.members[&follower].done.len() == 3);
+    let member = net.member(follower);
+    assert!(member.lost.is_empty() && member.refused.is_empty());
+    net.until("the read is answered", |net| !net.members[&follower].read.is_empty());
+    net.start(first, disk);
+    net.pass(2_000);
+    net.check();
+}
+
+#[test]
+fn a_leader_that_is_cut_off_serves_nothing_and_its_proposals_end() {
+    let mut net = Net::of(&[1, 2, 3]);
+    let first = net.elect();
+    net.isolate(first);
+    net.propose(first, 1..3);
+    net.give(first, In::ReadIndex(ReadId(9)));
+    net.pass(900);
+    let member = net.member(first);
+    assert!(member.done.is_empty() && member.read.is_empty() && member.lost.is_empty());
+    net.until("another one leads", |net| net.leader() != Some(first));
+    let second = net.leader().unwrap();
+    net.propose(second, 20..22);
+    net.pass(4_000);
+    let member = net.member(first);
+    assert_ne!(member.consensus.role(), Role::Leader, "it hears of no majority");
+    assert_eq!((&member.lost[..], &member.read[..]), (&[1, 2, 9][..], &[][..]));
+    // Without a leader they were never sent: that much is certain.
+    net.propose(first, 5..6);
+    net.pass(5_000);
+    assert_eq!(net.member(first).refused, [(5, Refusal::NoLeader)]);
+    net.cut.clear();
+    net.pass(3_000);
+    net.check();
+    assert!(!net.member(first).holds(1) && net.member(first).holds(21));
+}
+
+#[test]
+fn a_member_that_was_away_does_not_end_the_term() {
+    for one_way in [false, true] {
+        let mut net = Net::of(&[1, 2, 3]);
+        let leader = net.elect();
+        let term = net.member(leader).consensus.term();
+        let away = if leader == 1 { 2 } else { 1 };
+        net.isolate(away);
+        if one_way {
+            // It speaks and does not hear.
+            net.cut.retain(|(_, to)| *to == away);
+        }
+        net.pass(10_000);
+        net.cut.clear();
+        net.pass(3_000);
+        assert_eq!((net.leader(), net.member(leader).consensus.term()), (Some(leader), term));
+        assert_eq!(net.member(away).consensus.leader(), Some(leader));
+    }
+}
+
+#[test]
+fn leadership_goes_to_whom_it_shall() {
+    let mut net = Net::of(&[1, 2, 3]);
+    let first = net.elect();
+    let wanted = if first == 3 { 2 } else { 3 };
+    net.give(first, In::TransferLeadership { to: Some(wanted) });
+    net.propose(first, 1..3);
+    net.deliver();
+    assert_eq!(net.leader(), Some(wanted), "without waiting for a timeout");
+    net.pass(500);
+    assert_eq!(net.member(first).done, [1, 2], "what came meanwhile goes to the new leader");
+    net.give(first, In::TransferLeadership { to: None });
+    net.deliver();
+    assert_ne!(net.leader(), Some(wanted), "a follower asks the leader to hand over");
+    net.check();
+}
+
+#[test]
+fn a_leader_never_holds_more_than_it_may() {
+    let mut net = Net::of(&[1, 2, 3]);
+    let leader = net.elect();
+    net.isolate(leader);
+    let large = |id| (ProposalId(id), Bytes::from(vec![0; 1 << 20]));
+    for id in 1..=100 {
+        net.give(leader, In::Propose(vec![large(id)]));
+    }
+    let refused = &net.member(leader).refused;
+    assert!(refused.len() >= 36 && refused.iter().all(|(_, why)| *why == Refusal::Overloaded), "{}", refused.len());
+}
+
+#[test]
+fn damaged_messages_are_dropped() {
+    let mut net = Net::of(&[1, 2, 3]);
+    let leader = net.elect();
+    let mut bytes: Vec<Vec<u8>> =
+        vec![vec![], vec![0xff; 3], vec![1, 2, 0, 0, 0, 0, 0, 0, 0], vec![1, 2, 0, 0, 0, 0, 0, 0, 0, 8, 7]];
+    for kind in [0, 1, 2, 3, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 18] {
+        let mut message = eraftpb::Message { from: 2, to: leader, term: 1, ..Default::default() };
+        message.index = 1 << 40;
+        message.commit = 1 << 41;
+        message.reject_hint = 1 << 42;
+        protobuf::ProtobufEnum::from_i32(kind).into_iter().for_each(|kind| message.set_msg_type(kind));
+        bytes.push(crate::envelope::encode_engine(2, &message).to_vec());
+        message.from = 9;
+        bytes.push(crate::envelope::encode_engine(9, &message).to_vec());
+    }
+    let other = if leader == 1 { 2 } else { 1 };
+    for bytes in bytes {
+        net.give(leader, In::Message(bytes.clone().into()));
+        net.give(other, In::Message(bytes.into()));
+    }
+    net.propose(leader, 1..2);
+    net.deliver();
+    net.pass(3_000);
+    assert_eq!(net.member(leader).done, [1]);
+    net.check();
+}
+
+#[test]
+fn a_member_whose_disk_forgot_is_found_out() {
+    let mut net = Net::of(&[1, 2, 3]);
+    let leader = net.elect();
+    let other = if leader == 1 { 2 } else { 1 };
+    net.propose(leader, 1..3);
+    net.pass(500);
+    net.stop(other);
+    net.start(other, Disk::of(&[1, 2, 3]));
+    net.pass(500);
+    assert!(net.member(other).forgot);
 }
