@@ -5,6 +5,7 @@
 mod kube;
 mod output;
 mod paths;
+mod print;
 mod signals;
 mod verbs;
 

@@ -11,6 +11,12 @@ pub(crate) fn line(text: impl AsRef<str>) {
     write_all(b"\n");
 }
 
+/// Prints one line to standard error: what a script should not take for an answer.
+pub(crate) fn note(text: impl AsRef<str>) {
+    // With standard error gone there is nobody left to tell.
+    let _told = std::io::stderr().write_all(format!("{}\n", text.as_ref()).as_bytes());
+}
+
 /// Writes bytes to standard output as they are.
 pub(crate) fn write_all(bytes: &[u8]) {
     let mut out = std::io::stdout().lock();
@@ -55,7 +61,7 @@ pub(crate) fn table(rows: &[Vec<String>]) {
     }
 }
 
-/// An object or list as YAML.
+/// An object or list as YAML, its keys sorted as `kubectl` has them.
 pub(crate) fn yaml(tree: &Tree) -> anyhow::Result<String> {
     // serde_yaml writes serde_json's arbitrary-precision numbers as maps: it gets plain numbers instead.
     fn plain(tree: &Tree) -> serde_yaml::Value {
@@ -72,7 +78,10 @@ pub(crate) fn yaml(tree: &Tree) -> anyhow::Result<String> {
             Tree::String(text) => Yaml::String(text.clone()),
             Tree::Array(items) => Yaml::Sequence(items.iter().map(plain).collect()),
             Tree::Object(map) => {
-                Yaml::Mapping(map.iter().map(|(key, value)| (Yaml::String(key.clone()), plain(value))).collect())
+                let mut fields: Vec<_> = map.iter().collect();
+                fields.sort_by_key(|(key, _)| key.as_str());
+                let fields = fields.into_iter().map(|(key, value)| (Yaml::String(key.clone()), plain(value)));
+                Yaml::Mapping(fields.collect())
             }
         }
     }

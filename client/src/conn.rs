@@ -233,6 +233,12 @@ impl Client {
         self.json(Method::GET, path, None).await
     }
 
+    /// Reads what is at `path` in another JSON form than the object's own, such as a `Table`.
+    pub async fn get_as(&self, path: &str, accept: &str) -> Result<Tree, ClientError> {
+        let response = self.request(Method::GET, path, accept, None).await?;
+        self.decode(&response)
+    }
+
     /// Creates an object in the collection at `path`.
     pub async fn create(&self, path: &str, tree: &Tree) -> Result<Tree, ClientError> {
         self.json(Method::POST, path, Some(("application/json", encode(tree)))).await
@@ -261,6 +267,10 @@ impl Client {
     /// Sends a request and decodes a JSON answer; a refusal is [`ClientError::Api`].
     pub async fn json(&self, method: Method, path: &str, body: Option<(&str, Bytes)>) -> Result<Tree, ClientError> {
         let response = self.request(method, path, "application/json", body).await?;
+        self.decode(&response)
+    }
+
+    fn decode(&self, response: &Response) -> Result<Tree, ClientError> {
         if !response.status.is_success() {
             return Err(refusal(response.status.as_u16(), &response.body));
         }

@@ -1,10 +1,10 @@
-//! `dhow get`: the server's own tables, or objects as YAML, JSON, or names.
+//! `dhow get`: the server's own tables, or objects in one of the forms of `-o`.
 
-use crate::kube::{Discovery, Global, Resource, Session, items, name_of, targets};
+use crate::kube::{Discovery, Global, Resource, Session, items, targets};
 use crate::output;
+use crate::print::{Form, Heading, ObjectForm, Whole};
 use anyhow::{Context as _, bail};
-use clap::ValueEnum;
-use dhow_client::ClientError;
+use dhow_client::{ClientError, Event};
 use http::Method;
 use http_body_util::BodyExt as _;
 use serde_json::Value as Tree;
@@ -17,8 +17,9 @@ pub(crate) struct Args {
     /// TYPE, TYPE NAME…, or TYPE/NAME…
     #[arg(required = true)]
     what: Vec<String>,
-    /// The form of the output; without it a table
-    #[arg(short, long)]
+    /// The form of the output; without it a table. One of wide, yaml, json, name, jsonpath=TEMPLATE,
+    /// jsonpath-as-json=TEMPLATE, jsonpath-file=FILE, custom-columns=HEADER:PATH,…, custom-columns-file=FILE
+    #[arg(short, long, value_name = "FORM", value_parser = form)]
     output: Option<Form>,
     /// Objects of all namespaces
     #[arg(short = 'A', long)]
@@ -35,17 +36,16 @@ pub(crate) struct Args {
     /// No heading
     #[arg(long)]
     no_headers: bool,
+    /// Say nothing, and succeed, if an object is not there
+    #[arg(long)]
+    ignore_not_found: bool,
     /// Show the labels as a last column
     #[arg(long)]
     show_labels: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Form {
-    Wide,
-    Yaml,
-    Json,
-    Name,
+fn form(text: &str) -> Result<Form, String> {
+    Form::parse(text).map_err(|err| format!("{err:#}"))
 }
 
 pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
@@ -57,9 +57,10 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
             queries.push((resource, name.clone()));
         }
     }
-    match args.output {
+    match &args.output {
         None | Some(Form::Wide) => tables(&args, &session, &queries).await,
-        Some(form) => objects(form, &args, &session, &queries).await,
+        Some(Form::Objects(form)) if args.watch => watch_objects(form, &args, &session, &queries).await,
+        Some(Form::Objects(form)) => objects(form, &args, &session, &queries).await,
     }
 }
 
@@ -98,14 +99,15 @@ fn escape(text: &str) -> String {
 
 async fn tables(args: &Args, session: &Session, queries: &[(&Resource, Option<String>)]) -> anyhow::Result<()> {
     if args.watch {
-        let [(resource, name)] = queries else { bail!("only one type or object can be watched at a time") };
-        return watch(args, session, resource, name.as_deref()).await;
+        let (resource, name) = watched(queries)?;
+        return watch(args, session, resource, name).await;
     }
     let several = queries.windows(2).any(|pair| pair[0].0 != pair[1].0);
     let mut shown = 0;
     let mut rows: Vec<Vec<String>> = Vec::new();
     for (index, (resource, name)) in queries.iter().enumerate() {
-        let table = fetch_table(session, &path(args, session, resource, name.as_deref())).await?;
+        let path = path(args, session, resource, name.as_deref());
+        let Some(table) = found(args, fetch_table(session, &path).await)? else { continue };
         let new_kind = index == 0 || queries[index - 1].0 != *resource;
         if new_kind {
             shown += flush(&mut rows, shown);
@@ -117,13 +119,13 @@ async fn tables(args: &Args, session: &Session, queries: &[(&Resource, Option<St
         rows.extend(cells(args, resource, &table, &table, prefix.as_deref()));
     }
     shown += flush(&mut rows, shown);
-    if shown == 0 {
+    if shown == 0 && !args.ignore_not_found {
         let place = if args.all_namespaces || queries.iter().all(|(resource, _)| !resource.namespaced) {
             "No resources found".to_owned()
         } else {
             format!("No resources found in {} namespace.", session.namespace)
         };
-        output::line(place);
+        output::note(place);
     }
     Ok(())
 }
@@ -138,14 +140,16 @@ fn flush(rows: &mut Vec<Vec<String>>, shown: usize) -> usize {
     count
 }
 
-async fn fetch_table(session: &Session, path: &str) -> anyhow::Result<Tree> {
-    let response = session.client.request(Method::GET, path, TABLE, None).await?;
-    let tree: Tree = serde_json::from_slice(&response.body).context("reading the server's answer")?;
-    if response.status.is_success() {
-        return Ok(tree);
+async fn fetch_table(session: &Session, path: &str) -> Result<Tree, ClientError> {
+    session.client.get_as(path, TABLE).await
+}
+
+/// What was asked for, or nothing if it is not there and that is no error.
+fn found(args: &Args, answer: Result<Tree, ClientError>) -> Result<Option<Tree>, ClientError> {
+    match answer {
+        Err(err) if err.is(404) && args.ignore_not_found => Ok(None),
+        answer => answer.map(Some),
     }
-    let message = tree["message"].as_str().unwrap_or("the server refused").to_owned();
-    bail!("{message}")
 }
 
 fn is_shown(args: &Args, column: &Tree) -> bool {
@@ -232,40 +236,56 @@ async fn watch(args: &Args, session: &Session, resource: &Resource, name: Option
 }
 
 async fn objects(
-    form: Form,
+    form: &ObjectForm,
     args: &Args,
     session: &Session,
     queries: &[(&Resource, Option<String>)],
-) -> Result<(), anyhow::Error> {
-    let mut found = Vec::new();
+) -> anyhow::Result<()> {
+    let mut all = Vec::new();
     for (resource, name) in queries {
-        let tree: Result<Tree, ClientError> = session.client.get(&path(args, session, resource, name.as_deref())).await;
-        let tree = tree?;
+        let answer = session.client.get(&path(args, session, resource, name.as_deref())).await;
+        let Some(tree) = found(args, answer)? else { continue };
         match name {
-            Some(_) => found.push((*resource, tree)),
-            None => found.extend(items(&tree).iter().map(|item| (*resource, typed(resource, item.clone())))),
+            Some(_) => all.push((*resource, tree)),
+            None => all.extend(items(&tree).iter().map(|item| (*resource, typed(resource, item.clone())))),
         }
     }
-    if form == Form::Name {
-        for (resource, tree) in &found {
-            output::line(resource.label(name_of(tree)));
-        }
+    let one = matches!(queries, [(_, Some(_))]);
+    if one && all.is_empty() {
         return Ok(());
     }
-    let one = queries.len() == 1 && queries[0].1.is_some();
-    let mut trees: Vec<Tree> = found.into_iter().map(|(_, tree)| tree).collect();
-    let whole = match trees.pop() {
-        Some(tree) if one => tree,
-        last => {
-            trees.extend(last);
-            serde_json::json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": ""}, "items": trees})
+    form.show(&all, if one { Whole::Object } else { Whole::List }, heading_wish(args))
+}
+
+fn heading_wish(args: &Args) -> Heading {
+    if args.no_headers { Heading::Hidden } else { Heading::Shown }
+}
+
+/// Shows each object as it is, and again after each change.
+async fn watch_objects(
+    form: &ObjectForm,
+    args: &Args,
+    session: &Session,
+    queries: &[(&Resource, Option<String>)],
+) -> anyhow::Result<()> {
+    let (resource, name) = watched(queries)?;
+    let mut watcher = session.client.watch(&path(args, session, resource, name));
+    let mut heading = heading_wish(args);
+    loop {
+        let objects = match watcher.next().await {
+            Event::Restarted(objects) => objects,
+            Event::Applied(object) | Event::Deleted(object) => vec![object],
+        };
+        for object in objects {
+            form.show(&[(resource, object)], Whole::Object, heading)?;
+            heading = Heading::Hidden;
         }
-    };
-    match form {
-        Form::Yaml => output::write_all(output::yaml(&whole)?.as_bytes()),
-        _ => output::line(serde_json::to_string_pretty(&whole).context("writing JSON")?),
     }
-    Ok(())
+}
+
+fn watched<'q>(queries: &'q [(&'q Resource, Option<String>)]) -> anyhow::Result<(&'q Resource, Option<&'q str>)> {
+    let [(resource, name)] = queries else { bail!("only one type or object can be watched at a time") };
+    Ok((resource, name.as_deref()))
 }
 
 /// An item with the kind that its list says of all items, in the usual place at the front.
