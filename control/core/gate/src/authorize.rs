@@ -7,12 +7,13 @@ use crate::write::View;
 use dhow_api::Tree;
 use dhow_api::meta;
 use dhow_api::status::{Access, ApiError};
+use dhow_state::Key;
 
 /// One authoriser: `true` allows, `false` has no opinion. What depends on the stored objects asks the view.
 pub type Rule = fn(&User, &RequestInfo, &dyn View) -> bool;
 
 /// The rules, asked in this order.
-pub const RULES: [Rule; 6] = [masters, control_nodes, public_paths, discovery, bootstrappers, nodes];
+pub const RULES: [Rule; 7] = [masters, control_nodes, public_paths, discovery, bootstrappers, nodes, expired_nodes];
 
 /// Allows the request or says, in Kubernetes' words, who may not do what.
 pub fn authorize(user: &User, info: &RequestInfo, view: &dyn View) -> Result<(), ApiError> {
@@ -78,6 +79,14 @@ fn nodes(user: &User, info: &RequestInfo, view: &dyn View) -> bool {
         }
         Target::Resource(resource) => node_may(node, info.verb, resource),
     }
+}
+
+/// A node that was off until its certificate was over gets a fresh one, unless it was taken out of the cluster meanwhile.
+fn expired_nodes(user: &User, info: &RequestInfo, view: &dyn View) -> bool {
+    let Some(node) = user.expired_node() else { return false };
+    info.target == Target::Path(RENEW_PATH.to_owned())
+        && info.method == "post"
+        && view.get(&Key::new("nodes", "", node)).is_some()
 }
 
 /// Whether these are objects that hold what somebody may want to keep to themselves.
@@ -182,7 +191,7 @@ mod tests {
     use super::*;
     use crate::request::Query;
     use crate::user::NODES;
-    use dhow_state::{Expect, HistoryMax, Key, Op, State, Txn};
+    use dhow_state::{Expect, HistoryMax, Op, State, Txn};
     use serde_json::json;
 
     fn may_in(state: &State, user: &User, method: &str, path: &str) -> bool {
@@ -317,5 +326,25 @@ mod tests {
             assert!(!may_in(&state, &node, "GET", &format!("/api/v1/namespaces/a/{path}")), "{path}");
         }
         assert!(!may_in(&state, &node, "GET", "/api/v1/secrets?fieldSelector=metadata.name%3Dpull"));
+    }
+
+    #[test]
+    fn a_node_whose_certificate_is_over_may_renew_it_if_it_is_still_there() {
+        let mut state = State::new(HistoryMax::default());
+        let value = json!({"metadata": {"name": "n1"}}).to_string().into();
+        let put = Op::Put { key: Key::new("nodes", "", "n1"), value, expect: Expect::Absent, expires: None };
+        state.apply(1, &Txn::one(put)).unwrap();
+        let expired = |name: &str| User::authenticated(name, [NODES.to_owned()]).expired();
+        let (there, gone) = (expired("system:node:n1").unwrap(), expired("system:node:n2").unwrap());
+        for (user, method, path, want) in [
+            (&there, "POST", "/dhow/v1/renew", true),
+            (&there, "GET", "/dhow/v1/renew", false),
+            (&there, "GET", "/api/v1/pods", false),
+            (&there, "GET", "/api", false),
+            (&gone, "POST", "/dhow/v1/renew", false),
+        ] {
+            assert_eq!(may_in(&state, user, method, path), want, "{} {method} {path}", user.name);
+        }
+        assert_eq!(User::authenticated("kubernetes-admin", [MASTERS.to_owned()]).expired(), None);
     }
 }

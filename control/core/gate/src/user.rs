@@ -13,6 +13,8 @@ pub struct User {
 pub const MASTERS: &str = "system:masters";
 /// Node agents.
 pub const NODES: &str = "system:nodes";
+/// Node agents whose certificate is over.
+pub const EXPIRED_NODES: &str = "dhow:expired-nodes";
 /// Control nodes, by their certificate.
 pub const CONTROL_NODES: &str = "dhow:control-nodes";
 /// What the name of a control node's user starts with; its member's number follows.
@@ -54,6 +56,17 @@ impl User {
     /// The node that the caller is the agent of.
     pub fn node(&self) -> Option<&str> {
         self.is_in(NODES).then(|| self.name.strip_prefix(NODE_USER_PREFIX)).flatten()
+    }
+
+    /// The node that the caller was the agent of until its certificate was over.
+    pub fn expired_node(&self) -> Option<&str> {
+        self.is_in(EXPIRED_NODES).then(|| self.name.strip_prefix(NODE_USER_PREFIX)).flatten()
+    }
+
+    /// What is left of this caller once its certificate is over: a node may still ask for a fresh one, others are nobody.
+    pub fn expired(self) -> Option<User> {
+        self.node()?;
+        Some(User { groups: vec![EXPIRED_NODES.to_owned()], ..self })
     }
 
     /// The control node that the caller is, by its member's number.
