@@ -50,11 +50,12 @@ async fn start(
     command: Vec<String>,
     io: Io,
 ) -> Result<Container, String> {
-    let sandbox = shared
-        .sandboxes
-        .with(&at.uid, |s| (s.net.clone(), s.ip, s.volumes.clone(), s.images.get(&at.container).cloned()));
-    let (net, ip, volumes, image) = sandbox.ok_or("the container is gone")?;
-    let image = image.ok_or("the container is gone")?;
+    let sandbox = shared.sandboxes.with(&at.uid, |s| {
+        let attempt = s.running.get(&at.container).map(|running| running.attempt);
+        (s.net.clone(), s.ip, s.volumes.clone(), s.images.get(&at.container).cloned().zip(attempt))
+    });
+    let (net, ip, volumes, found) = sandbox.ok_or("the container is gone")?;
+    let (image, attempt) = found.ok_or("the container is gone")?;
     let fault = |fault: StartFault| match fault {
         StartFault::Config(why) | StartFault::Create(why) | StartFault::Run(why) => why,
     };
@@ -62,7 +63,7 @@ async fn start(
     if program.entry() != EntryPoint::Command {
         return Err("the container's image has no command to run; use httpGet instead".to_owned());
     }
-    let mut spec = container_spec(shared, pod, at, 0, ip, &volumes).await.map_err(fault)?;
+    let (mut spec, _) = container_spec(shared, pod, at, attempt, ip, &volumes).await.map_err(fault)?;
     spec.args = command;
     spec.name = format!("{}-exec", at.container);
     Ok(shared.engine.start(&program, spec, io, net))

@@ -5,6 +5,7 @@
 //! compiled/                                 compiled code
 //! identity/                                 this node's key and certificate, the cluster's CA
 //! pods/<uid>/volumes/<volume>/              volumes
+//! pods/<uid>/containers/<container>/<n>/     files of attempt n alone
 //! logs/<ns>_<pod>_<uid>/<container>/<n>.log output of attempt n
 //! ```
 
@@ -78,6 +79,12 @@ impl Layout {
     /// A volume of a pod; `None` if a name could leave the directory.
     pub(crate) fn volume(&self, uid: &Uid, volume: &str) -> Option<PathBuf> {
         Some(self.root.join("pods").join(component(uid.as_str())?).join("volumes").join(component(volume)?))
+    }
+
+    /// What is made for one attempt of a container alone; `None` if a name could leave the directory.
+    pub(crate) fn private(&self, uid: &Uid, container: &str, attempt: u32) -> Option<PathBuf> {
+        let pod = self.root.join("pods").join(component(uid.as_str())?);
+        Some(pod.join("containers").join(component(container)?).join(attempt.to_string()))
     }
 
     /// The logs of a container; `None` if a name could leave the directory.

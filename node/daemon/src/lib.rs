@@ -20,6 +20,7 @@ mod hooks;
 mod images;
 mod join;
 mod kubelet;
+mod last_word;
 mod layout;
 mod logs;
 mod network;
@@ -29,6 +30,7 @@ mod probes;
 mod register;
 mod runner;
 mod sandbox;
+mod view;
 mod volumes;
 
 pub use config::Config;

@@ -102,6 +102,18 @@ pub(crate) struct LogReader {
     left: u64,
 }
 
+/// The last lines of a log, and of those the last bytes.
+pub(crate) async fn end_of(path: &Path, lines: u64, bytes_max: usize) -> io::Result<String> {
+    let options = LogOptions { tail_lines: Some(lines), ..LogOptions::default() };
+    let (mut reader, mut text) = (LogReader::open(path, options)?, Vec::new());
+    while let Some((bytes, next)) = reader.next(|| false).await? {
+        text.extend_from_slice(&bytes);
+        text.drain(..text.len().saturating_sub(bytes_max));
+        reader = next;
+    }
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
 /// What a reader found.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {

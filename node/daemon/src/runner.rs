@@ -11,14 +11,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use dhow_agent::env::{self, Place, ServiceLink};
 use dhow_agent::ipam::Ipam;
 use dhow_agent::volumes::{self, Content};
-use dhow_agent::{Agent, ContainerRef, In, Keep, Out, PodRef, ProbeKind, ProbeOutcome, PullFault, StartFault, spec};
+use dhow_agent::{
+    Agent, ContainerRef, In, Keep, Out, PodRef, ProbeKind, ProbeOutcome, PullFault, StartFault, files, spec,
+};
 use dhow_client::{Client, Event};
 use dhow_engine::{Engine, Io};
 use dhow_runtime_contract::{ContainerSpec, Exit, LogConfig, PullPolicy};
@@ -33,10 +35,12 @@ use crate::clock::Forward;
 use crate::events::Recorder;
 use crate::hooks::Hook;
 use crate::images::Images;
+use crate::last_word::{LastWord, remove_private};
 use crate::layout::{self, Layout};
 use crate::objects::ObjectReader;
 use crate::register::Standing;
 use crate::sandbox::{Running, Sandbox, Sandboxes};
+use crate::view::View;
 use crate::{api, exec, hooks, probes, volumes as disk};
 
 /// Answers that wait for the loop. A task that finds it full waits.
@@ -397,6 +401,10 @@ async fn set_up(shared: &Shared, uid: &Uid, pod: Arc<Pod>, ip: IpAddr) -> Result
         hostname: env::hostname(&pod),
         service_account: pod.spec.as_ref().and_then(|s| s.service_account_name.clone()).unwrap_or_default(),
     });
+    let hosts = files::host_aliases(&pod);
+    if !hosts.is_empty() {
+        net.set_hosts(hosts);
+    }
     let (images, running) = (BTreeMap::new(), BTreeMap::new());
     shared.sandboxes.insert(uid.clone(), Sandbox { pod, ip, net, volumes: Arc::new(volumes), images, running });
     Ok(())
@@ -489,15 +497,18 @@ async fn run_container(
     // In a box of its own, so that a task that only waits for the end stays small.
     let started = Box::pin(start_container(&shared, &limits, &at, attempt, pod)).await;
     drop(limits);
-    let running = match started {
-        Ok(running) => running,
+    let (running, last_word) = match started {
+        Ok(started) => started,
         Err(Fault::Start(fault)) => return Some(In::StartFailed { at, attempt, fault }),
         Err(Fault::Ended(exit)) => return Some(In::Exited { at, attempt, exit }),
     };
     // By the channel that keeps the order: the end must not overtake the beginning.
     answers.send(In::Started { at: at.clone(), attempt }).await.ok()?;
-    let exit = running.container.wait().await;
+    let mut exit = running.container.wait().await;
     shared.sandboxes.ended(&at.uid, &at.container, attempt);
+    if let Some(last_word) = last_word {
+        exit.message = last_word.hear(&exit).await;
+    }
     drop((shared, running));
     answers.send(In::Exited { at, attempt, exit }).await.ok()?;
     None
@@ -520,21 +531,28 @@ async fn start_container(
     at: &ContainerRef,
     attempt: u32,
     pod: Arc<Pod>,
-) -> Result<Running, Fault> {
+) -> Result<(Running, Option<Box<LastWord>>), Fault> {
     let gone = || StartFault::Run("the pod is gone".to_owned());
     let (net, ip, volumes, image) = shared
         .sandboxes
         .with(&at.uid, |s| (s.net.clone(), s.ip, s.volumes.clone(), s.images.get(&at.container).cloned()))
         .ok_or_else(gone)?;
     let image = image.ok_or_else(gone)?;
-    let spec = container_spec(shared, &pod, at, attempt, ip, &volumes).await?;
+    let private = shared.layout.private(&at.uid, &at.container, attempt).ok_or_else(gone)?;
+    // What an attempt of the same number left before the agent was stopped.
+    if private.exists() {
+        remove_private(private.clone()).await;
+    }
+    let (spec, view) = container_spec(shared, &pod, at, attempt, ip, &volumes).await?;
     let _permit = limits.starts.acquire().await.expect("the semaphore is never closed");
     let program = shared.images.program(&image).await?;
     let logs = shared.layout.logs(&pod, &at.container).ok_or_else(gone)?;
     if attempt > 1 {
         logs.prune(attempt);
     }
-    let io = Io::Log(LogConfig { path: logs.file(attempt), max_bytes: LOG_BYTES_MAX, max_files: LOG_FILES_MAX });
+    let log = logs.file(attempt);
+    let last_word = spec::container(&pod, &at.container).map(|container| LastWord::of(container, &view, private, &log));
+    let io = Io::Log(LogConfig { path: log, max_bytes: LOG_BYTES_MAX, max_files: LOG_FILES_MAX });
     let container = shared.engine.start(&program, spec, io, net);
     let running = Running { attempt, container };
     shared.sandboxes.started(&at.uid, &at.container, running.clone());
@@ -542,10 +560,10 @@ async fn start_container(
         shared.sandboxes.ended(&at.uid, &at.container, attempt);
         return Err(Fault::Ended(exit));
     }
-    Ok(running)
+    Ok((running, last_word.map(Box::new)))
 }
 
-/// What the engine is told about a container.
+/// What the engine is told about a container, and what that sees of files.
 pub(crate) async fn container_spec(
     shared: &Shared,
     pod: &Pod,
@@ -553,7 +571,7 @@ pub(crate) async fn container_spec(
     attempt: u32,
     ip: IpAddr,
     volumes: &Arc<BTreeMap<String, PathBuf>>,
-) -> Result<ContainerSpec, StartFault> {
+) -> Result<(ContainerSpec, View), StartFault> {
     let container = spec::container(pod, &at.container);
     let container = container.ok_or_else(|| StartFault::Run("the pod has no such container".to_owned()))?;
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
@@ -561,23 +579,35 @@ pub(crate) async fn container_spec(
     let env = env::environment(pod, container, &shared.place(ip), &objects, &shared.service_links())
         .map_err(|err| StartFault::Config(err.to_string()))?;
     let plans = volumes::mounts(pod, container, &env).map_err(|err| StartFault::Config(err.to_string()))?;
-    let mounts = if plans.is_empty() {
-        Vec::new()
+    let private = shared.layout.private(&at.uid, &at.container, attempt);
+    let private = private.ok_or_else(|| StartFault::Config(format!("bad container name `{}`", at.container)))?;
+    let own = files::own_files(pod, container, ip);
+    let view = if plans.is_empty() {
+        look(&private, volumes, &plans, own)
     } else {
         let volumes = volumes.clone();
         let _permit = shared.disk.acquire().await.expect("the semaphore is never closed");
-        let mounted = tokio::task::spawn_blocking(move || {
-            let mount = |plan: &volumes::MountPlan| {
-                let volume =
-                    volumes.get(&plan.volume).ok_or_else(|| format!("volume \"{}\" is not set up", plan.volume))?;
-                disk::mount(volume, plan).map_err(|err| format!("mounting volume \"{}\": {}", plan.volume, Chain(&err)))
-            };
-            plans.iter().map(mount).collect::<Result<Vec<_>, String>>()
-        });
-        let mounted = mounted.await.unwrap_or_else(|err| Err(format!("mounting broke off: {err}")));
-        mounted.map_err(StartFault::Config)?
+        let looked = tokio::task::spawn_blocking(move || look(&private, &volumes, &plans, own));
+        looked.await.unwrap_or_else(|err| Err(format!("mounting broke off: {err}")))
     };
-    Ok(spec::container_spec(pod, container, attempt, env, mounts))
+    let view = view.map_err(StartFault::Config)?;
+    let files = (view.mounts.clone(), view.scratch.clone());
+    Ok((spec::container_spec(pod, container, attempt, env, files), view))
+}
+
+/// What a container with these mounts sees.
+fn look(
+    private: &Path,
+    volumes: &BTreeMap<String, PathBuf>,
+    plans: &[volumes::MountPlan],
+    own: Vec<(String, String)>,
+) -> Result<View, String> {
+    let mount = |plan: &volumes::MountPlan| {
+        let volume = volumes.get(&plan.volume).ok_or_else(|| format!("volume \"{}\" is not set up", plan.volume))?;
+        disk::mount(volume, plan).map_err(|err| format!("mounting volume \"{}\": {}", plan.volume, Chain(&err)))
+    };
+    let mounted = plans.iter().map(mount).collect::<Result<Vec<_>, String>>()?;
+    View::make(private, mounted, own).map_err(|err| Chain(&err).to_string())
 }
 
 // ---- probes ----

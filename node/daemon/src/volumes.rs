@@ -19,15 +19,9 @@ const DATA_NEXT: &str = "..data_tmp";
 /// Why a volume is not there.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DiskError {
-    /// The disk said no.
-    #[error("`{path}`")]
-    Io {
-        /// Where.
-        path: PathBuf,
-        /// What it said.
-        #[source]
-        source: io::Error,
-    },
+    /// The disk said no. Where a volume lies is not for the pod's owner to know.
+    #[error("the volume's directory on the node cannot be used")]
+    Io(#[source] io::Error),
     /// A host path is not what the pod says.
     #[error("hostPath type check failed: `{path}` is not a {wanted}")]
     HostPath {
@@ -36,14 +30,19 @@ pub(crate) enum DiskError {
         /// What it should be.
         wanted: String,
     },
+    /// Nothing is there to be mounted.
+    #[error("the subPath `{0}` does not exist in the volume, and is not made where it is mounted read-only")]
+    NoSubPath(String),
     /// A link leads out of the volume.
     #[error("the subPath `{0}` leaves its volume")]
     Escapes(String),
 }
 
-fn io_at(path: &Path) -> impl FnOnce(io::Error) -> DiskError {
-    let path = path.to_owned();
-    move |source| DiskError::Io { path, source }
+fn io_at(path: &Path) -> impl FnOnce(io::Error) -> DiskError + '_ {
+    move |source| {
+        tracing::debug!(path = %path.display(), %source, "a volume cannot be used");
+        DiskError::Io(source)
+    }
 }
 
 /// Makes the volume's content be there; gives the directory to mount. An `emptyDir` is made only when it is mounted.
@@ -173,27 +172,31 @@ fn remove_if_there(result: io::Result<()>, path: &Path) -> Result<(), DiskError>
     }
 }
 
-/// The mount of a container, with what it needs on disk.
+/// The mount of a container, with what it needs on disk: a directory, or a single file.
 pub(crate) fn mount(volume: &Path, plan: &MountPlan) -> Result<Mount, DiskError> {
     if !volume.exists() {
         fs::create_dir_all(volume).map_err(io_at(volume))?;
     }
-    let host = if plan.sub_path.is_empty() {
-        volume.to_owned()
-    } else {
-        let path = volume.join(&plan.sub_path);
-        if !path.exists() && !plan.read_only {
-            fs::create_dir_all(&path).map_err(io_at(&path))?;
-        }
-        // A guest may have made links in a volume: what they lead to must lie inside of it.
-        let real = fs::canonicalize(&path).map_err(io_at(&path))?;
-        let root = fs::canonicalize(volume).map_err(io_at(volume))?;
-        if !real.starts_with(&root) {
-            return Err(DiskError::Escapes(plan.sub_path.clone()));
-        }
-        real
-    };
+    let host = if plan.sub_path.is_empty() { volume.to_owned() } else { sub_path(volume, plan)? };
     Ok(Mount { host, guest: plan.guest.clone(), read_only: plan.read_only })
+}
+
+/// A guest may have made links in a volume: what they lead to must lie inside of it, before anything is made there.
+fn sub_path(volume: &Path, plan: &MountPlan) -> Result<PathBuf, DiskError> {
+    let (root, path) = (fs::canonicalize(volume).map_err(io_at(volume))?, volume.join(&plan.sub_path));
+    let there = path.ancestors().find(|path| path.exists()).unwrap_or(volume);
+    let real = fs::canonicalize(there).map_err(io_at(there))?;
+    if !real.starts_with(&root) {
+        return Err(DiskError::Escapes(plan.sub_path.clone()));
+    }
+    if there == path {
+        return Ok(real);
+    }
+    if plan.read_only {
+        return Err(DiskError::NoSubPath(plan.sub_path.clone()));
+    }
+    fs::create_dir_all(&path).map_err(io_at(&path))?;
+    fs::canonicalize(&path).map_err(io_at(&path))
 }
 
 #[cfg(test)]
@@ -256,6 +259,14 @@ mod tests {
         let made = mount(&volume, &plan("a/b")).unwrap();
         assert!(made.host.is_dir() && made.host.ends_with("a/b"));
         symlink("../..", volume.join("out")).unwrap();
-        assert!(matches!(mount(&volume, &plan("out")), Err(DiskError::Escapes(_))));
+        for sub_path in ["out", "out/made"] {
+            assert!(matches!(mount(&volume, &plan(sub_path)), Err(DiskError::Escapes(_))), "{sub_path}");
+        }
+        assert!(!root.path().join("made").exists(), "nothing is made outside");
+        let read_only = MountPlan { read_only: true, ..plan("none") };
+        let error = mount(&volume, &read_only).unwrap_err().to_string();
+        assert!(error.contains("`none` does not exist") && !error.contains("pods/v"), "{error}");
+        fs::write(volume.join("file"), "").unwrap();
+        assert!(mount(&volume, &plan("file")).unwrap().host.is_file());
     }
 }

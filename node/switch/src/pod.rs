@@ -11,7 +11,7 @@ use dhow_mesh::LoadGuard;
 use dhow_types::Uid;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// Who a pod is. Every connection can be traced to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +36,8 @@ const CONNECTIONS_MAX: usize = 16_384;
 
 pub(crate) struct Pod {
     pub(crate) identity: PodIdentity,
+    /// Names that only this pod knows.
+    hosts: OnceLock<Vec<(String, IpAddr)>>,
     sockets: Mutex<Sockets>,
 }
 
@@ -59,7 +61,7 @@ impl Pod {
             connections: BTreeMap::new(),
             next_connection: 0,
         };
-        Pod { identity, sockets: Mutex::new(sockets) }
+        Pod { identity, hosts: OnceLock::new(), sockets: Mutex::new(sockets) }
     }
 
     /// Breaks everything, for good.
@@ -134,6 +136,13 @@ impl Pod {
         Some(SocketAddr::new(if ip.is_unspecified() { self.identity.ip } else { ip }, port))
     }
 
+    /// The addresses of a name that only this pod knows.
+    pub(crate) fn host(&self, name: &str) -> Vec<IpAddr> {
+        let name = name.trim_end_matches('.');
+        let known = self.hosts.get().into_iter().flatten().filter(|(host, _)| host.eq_ignore_ascii_case(name));
+        known.map(|(_, ip)| *ip).collect()
+    }
+
     pub(crate) fn mailbox(&self, to: SocketAddr) -> Option<Arc<Mailbox>> {
         lock(&self.sockets).udp.find(to).cloned()
     }
@@ -173,6 +182,11 @@ impl PodNet {
     /// The pod's address.
     pub fn ip(&self) -> IpAddr {
         self.pod.identity.ip
+    }
+
+    /// Gives this pod alone names for addresses, once: `hostAliases`. They come before all other names.
+    pub fn set_hosts(&self, hosts: Vec<(String, IpAddr)>) {
+        self.pod.hosts.get_or_init(|| hosts);
     }
 
     /// Who the pod is.

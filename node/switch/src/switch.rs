@@ -271,6 +271,7 @@ impl Switch {
         let identity = &pod.identity;
         let known = match name {
             name if !name.is_empty() && name == identity.hostname => Ok(vec![identity.ip]),
+            name if !pod.host(name).is_empty() => Ok(pod.host(name)),
             name => match self.resolve_inside(name, &identity.namespace) {
                 Resolved::Known(answer) => answer,
                 Resolved::Outside(_) if self.0.egress.closed => Err(NetError::NameNotFound),

@@ -235,6 +235,11 @@ async fn names_are_answered_from_the_tables() {
         let expected = expected.map(|ip| vec![ip.parse::<IpAddr>().unwrap()]);
         assert_eq!(client.resolve(name).await, expected, "{name}");
     }
+    // What the pod's own list says comes before the cluster's names, and only this pod hears it.
+    client.set_hosts(vec![("web".to_owned(), "192.0.2.9".parse().unwrap())]);
+    for (net, expected) in [(&client, "192.0.2.9"), (&pod(&switch, 4), "10.43.0.7")] {
+        assert_eq!(net.resolve("web").await, Ok(vec![expected.parse::<IpAddr>().unwrap()]));
+    }
     let closed = pod(&switch_with(Egress { closed: true, allow: vec![] }), 3);
     assert_eq!(closed.resolve("example.org").await, Err(NetError::NameNotFound));
 }

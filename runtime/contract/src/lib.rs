@@ -28,8 +28,10 @@ pub struct ContainerSpec {
     pub args: Vec<String>,
     /// The environment, in order; of two equal names the later one holds.
     pub env: Vec<(String, String)>,
-    /// Host directories or files that the guest sees.
+    /// Host directories that the guest sees.
     pub mounts: Vec<Mount>,
+    /// Directories of the container's own that the guest sees.
+    pub scratch: Vec<Scratch>,
     /// `workingDir` of the container, if the Pod names one.
     pub working_dir: Option<String>,
     /// Bytes of linear memory and tables that the container may have.
@@ -51,6 +53,18 @@ pub struct Mount {
     pub guest: String,
     /// Whether writes fail.
     pub read_only: bool,
+}
+
+/// A directory that a container has for itself. It is made, with these files, when a guest first asks which directories
+/// there are: most never do, and a node runs thousands of containers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scratch {
+    /// Where it is to lie on the host.
+    pub host: PathBuf,
+    /// The absolute path at which the guest sees it.
+    pub guest: String,
+    /// Names and contents of its files at first.
+    pub files: Vec<(String, String)>,
 }
 
 /// How a program is entered, told from what it exports.

@@ -340,6 +340,7 @@ async fn template(spec: ContainerSpec, net: PodNet) -> Result<Template, SetupErr
         args: spec.args,
         env: spec.env,
         mounts: spec.mounts,
+        scratch: spec.scratch,
         working_dir: spec.working_dir,
         net,
         memory_limit: spec.memory_limit,

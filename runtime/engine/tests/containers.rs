@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use dhow_engine::{Config, Container, Engine, Io, LoadError, Program};
 use dhow_mesh::Update;
-use dhow_runtime_contract::{ContainerSpec, EntryPoint, Exit, ExitReason, LogConfig, Mount};
+use dhow_runtime_contract::{ContainerSpec, EntryPoint, Exit, ExitReason, LogConfig, Mount, Scratch};
 use dhow_switch::{NodePortEvent, NodePorts, PodIdentity, PodNet, Switch};
 use dhow_types::{NodeName, Uid};
 use http_body_util::{BodyExt, Empty, Full};
@@ -100,6 +100,7 @@ fn spec(args: &[&str]) -> ContainerSpec {
         args: args.iter().map(|arg| (*arg).to_owned()).collect(),
         env: vec![("NAME".to_owned(), "value".to_owned())],
         mounts: Vec::new(),
+        scratch: Vec::new(),
         working_dir: None,
         memory_limit: None,
         cpu_limit_m: None,
@@ -245,6 +246,23 @@ async fn mounts_are_seen_and_read_only_ones_are_not_written() {
     let (exit, _) = run(&tool, missing).await;
     assert_eq!((exit.code, exit.reason), (128, ExitReason::ContainerCannotRun));
     assert!(exit.message.contains("/data"), "{}", exit.message);
+}
+
+#[tokio::test]
+async fn a_scratch_directory_is_there_for_who_looks_and_not_made_for_who_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let tool = tool().await;
+    let host = dir.path().join("dev");
+    let with = |args: &[&str]| {
+        let files = vec![("termination-log".to_owned(), String::new())];
+        let scratch = vec![Scratch { host: host.clone(), guest: "/dev".to_owned(), files }];
+        ContainerSpec { scratch, ..spec(args) }
+    };
+    run(&tool, with(&["tool", "env"])).await;
+    assert!(!host.exists(), "this guest did not look");
+    assert_eq!(run(&tool, with(&["tool", "read", "/dev/termination-log"])).await.1, "\n");
+    assert_eq!(run(&tool, with(&["tool", "leave", "/dev/termination-log", "bye"])).await.0.code, 1);
+    assert_eq!(std::fs::read_to_string(host.join("termination-log")).unwrap(), "bye");
 }
 
 #[tokio::test]

@@ -2,19 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use dhow_runtime_contract::Mount;
+use dhow_runtime_contract::{Mount, Scratch};
 use dhow_switch::PodNet;
 use wasmtime::component::{HasData, Resource, ResourceTable};
 use wasmtime_wasi::cli::{StdinStream, StdoutStream};
-use wasmtime_wasi::filesystem::WasiFilesystemCtx;
 use wasmtime_wasi::p2::bindings::sockets::network;
 use wasmtime_wasi::p2::{Network, SocketError};
-use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
+use crate::files::Files;
 use crate::http::Outgoing;
 use crate::memory::{MemoryAccount, MemoryMeter};
 
@@ -31,6 +30,8 @@ pub struct Setup {
     pub env: Vec<(String, String)>,
     /// Directories of the host that the guest sees.
     pub mounts: Vec<Mount>,
+    /// Directories of the container's own.
+    pub scratch: Vec<Scratch>,
     /// The initial working directory.
     pub working_dir: Option<String>,
     /// The Pod's network.
@@ -42,13 +43,11 @@ pub struct Setup {
 /// A container that cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// A mount's host side cannot be opened as a directory.
-    #[error("mounting `{guest}`: opening the host directory `{host}` failed: {detail}")]
+    /// A mount's host side cannot be opened as a directory. Where that lies is not for the Pod's owner to know.
+    #[error("mounting `{guest}` failed: its directory on the node cannot be opened: {detail}")]
     Mount {
         /// The path in the guest.
         guest: String,
-        /// The path on the host.
-        host: PathBuf,
         /// What the host said.
         detail: String,
     },
@@ -59,7 +58,7 @@ pub struct Template {
     args: Vec<String>,
     env: Vec<(String, String)>,
     working_dir: Option<String>,
-    files: WasiFilesystemCtx,
+    files: Files,
     net: PodNet,
     memory: Arc<MemoryAccount>,
 }
@@ -67,12 +66,12 @@ pub struct Template {
 impl Template {
     /// Opens the mounts and settles the environment.
     pub fn new(setup: Setup) -> Result<Self, SetupError> {
-        let Setup { args, env, mounts, working_dir, net, memory_limit } = setup;
+        let Setup { args, env, mounts, scratch, working_dir, net, memory_limit } = setup;
         Ok(Self {
             args,
             env: last_of_each_name(env),
             working_dir,
-            files: open_mounts(&mounts)?,
+            files: Files::open(mounts, scratch)?,
             net,
             memory: MemoryAccount::new(memory_limit),
         })
@@ -102,7 +101,7 @@ impl Template {
             builder.initial_cwd(dir);
         }
         let mut wasi = builder.build();
-        *wasi.filesystem() = self.files.clone();
+        *wasi.filesystem() = self.files.mounted();
         let mut table = ResourceTable::new();
         table.set_max_capacity(HANDLES_MAX);
         Guest {
@@ -111,6 +110,7 @@ impl Template {
             http: WasiHttpCtx::new(),
             outgoing: Outgoing::new(self.net.clone()),
             net: self.net.clone(),
+            files: self.files.clone(),
             memory,
         }
     }
@@ -122,21 +122,6 @@ fn last_of_each_name(env: Vec<(String, String)>) -> Vec<(String, String)> {
     env.into_iter().enumerate().filter(|(at, (name, _))| last.get(name) == Some(at)).map(|(_, pair)| pair).collect()
 }
 
-fn open_mounts(mounts: &[Mount]) -> Result<WasiFilesystemCtx, SetupError> {
-    let mut builder = WasiCtxBuilder::new();
-    for mount in mounts {
-        let failed =
-            |detail: String| SetupError::Mount { guest: mount.guest.clone(), host: mount.host.clone(), detail };
-        let is_dir = std::fs::metadata(&mount.host).map_err(|e| failed(e.to_string()))?.is_dir();
-        if !is_dir {
-            return Err(failed(io::Error::from(io::ErrorKind::NotADirectory).to_string()));
-        }
-        let perms = if mount.read_only { FsPerms::ReadOnly } else { FsPerms::ReadWrite };
-        builder.preopened_dir(&mount.host, &mount.guest, perms).map_err(|e| failed(format!("{e:#}")))?;
-    }
-    Ok(builder.build().filesystem().clone())
-}
-
 /// The data of one Store: what its imports act on.
 pub struct Guest {
     table: ResourceTable,
@@ -144,6 +129,7 @@ pub struct Guest {
     http: WasiHttpCtx,
     outgoing: Outgoing,
     net: PodNet,
+    pub(crate) files: Files,
     /// Its share of the container's memory; the engine makes it the Store's limiter.
     pub memory: MemoryMeter,
 }
@@ -204,17 +190,5 @@ mod tests {
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let env = last_of_each_name(vec![pair("A", "1"), pair("B", "2"), pair("A", "3")]);
         assert_eq!(env, [pair("B", "2"), pair("A", "3")]);
-    }
-
-    #[test]
-    fn a_mount_must_be_a_directory() {
-        let mount = |host: &str| Mount { host: host.into(), guest: "/x".into(), read_only: true };
-        assert!(open_mounts(&[mount("/")]).is_ok());
-        for host in ["/does/not/exist", "/dev/null"] {
-            let Err(SetupError::Mount { guest, .. }) = open_mounts(&[mount(host)]) else {
-                panic!("{host} was mounted")
-            };
-            assert_eq!(guest, "/x");
-        }
     }
 }

@@ -11,6 +11,7 @@
 //!   the container's [`MemoryAccount`].
 //! * Nothing here decides when a guest runs; that is the engine's work.
 
+mod files;
 mod guest;
 mod http;
 mod link;

@@ -4,8 +4,8 @@
 //! and gives wishes ([`Out`]): set up a sandbox, pull, start, stop, probe, run a hook, write the status, delete the pod. The shell
 //! (`dhow-node`) fulfils them and reports back. Inside, `pod` is the state machine of one pod and `container` of one
 //! of its containers, `status` turns their state into `status`, [`probe`] schedules probes, [`backoff`] the waits between
-//! attempts. [`env`], [`volumes`] and
-//! [`spec`] compute what a container gets; [`ipam`] picks pod addresses.
+//! attempts. [`env`], [`volumes`],
+//! [`files`] and [`spec`] compute what a container gets; [`ipam`] picks pod addresses.
 //!
 //! Invariants: no clock, no chance, no I/O, no task. Every decision follows from the inputs so far. A container that
 //! the agent believes to run was reported as started and not yet as ended. A pod is deleted from the API only after
@@ -16,6 +16,7 @@ pub mod agent;
 pub mod backoff;
 mod container;
 pub mod env;
+pub mod files;
 pub mod ipam;
 mod message;
 mod pod;

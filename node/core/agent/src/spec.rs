@@ -1,7 +1,7 @@
 //! What the runtime is told about a container.
 
 use dhow_api::quantity::Quantity;
-use dhow_runtime_contract::{ContainerSpec, Mount};
+use dhow_runtime_contract::{ContainerSpec, Mount, Scratch};
 use dhow_types::Uid;
 use k8s_openapi::api::core::v1::{Container, Pod};
 
@@ -19,7 +19,7 @@ pub fn container_spec(
     container: &Container,
     attempt: u32,
     env: Vec<(String, String)>,
-    mounts: Vec<Mount>,
+    (mounts, scratch): (Vec<Mount>, Vec<Scratch>),
 ) -> ContainerSpec {
     let meta = &pod.metadata;
     let limit = |name: &str| {
@@ -35,6 +35,7 @@ pub fn container_spec(
         attempt,
         args: arguments(container, &env),
         mounts,
+        scratch,
         working_dir: container.working_dir.clone().filter(|dir| !dir.is_empty()),
         memory_limit: limit("memory").and_then(|q| u64::try_from(q.value()).ok()).filter(|bytes| *bytes > 0),
         cpu_limit_m: limit("cpu").and_then(|q| u32::try_from(q.milli()).ok()).filter(|milli| *milli > 0),
@@ -86,7 +87,7 @@ mod tests {
         let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "web"}})).unwrap();
         for (container, expected) in cases {
             let container: Container = serde_json::from_value(container).unwrap();
-            let spec = container_spec(&pod, &container, 0, vec![("WHO".into(), "me".into())], Vec::new());
+            let spec = container_spec(&pod, &container, 0, vec![("WHO".into(), "me".into())], Default::default());
             assert_eq!(spec.args, expected);
         }
         let container: Container = serde_json::from_value(json!({
@@ -94,7 +95,7 @@ mod tests {
             "ports": [{"containerPort": 80}, {"containerPort": 53, "protocol": "UDP"}],
         }))
         .unwrap();
-        let spec = container_spec(&pod, &container, 3, Vec::new(), Vec::new());
+        let spec = container_spec(&pod, &container, 3, Vec::new(), Default::default());
         assert_eq!((spec.memory_limit, spec.cpu_limit_m), (Some(64 << 20), Some(250)));
         assert_eq!((spec.http_ports, spec.hostname, spec.attempt), (vec![80], "web".to_owned(), 3));
     }

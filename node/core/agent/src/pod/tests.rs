@@ -621,8 +621,13 @@ fn volumes_that_cannot_be_made_are_tried_again() {
 }
 
 #[test]
-fn what_a_pod_wants_of_the_hosts_network_is_refused_aloud_and_once() {
-    let with_ports = |ports: Value| json!({"containers": [{"name": "c", "image": "i:1", "ports": ports}]});
+fn what_a_pod_does_not_get_is_refused_aloud_and_once() {
+    let with = |fields: Value| {
+        let mut container = json!({"name": "c", "image": "i:1"});
+        container.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        json!({ "containers": [container] })
+    };
+    let with_ports = |ports: Value| with(json!({ "ports": ports }));
     for (spec, expected) in [
         (json!({}), None),
         (with_ports(json!([{"containerPort": 80}, {"containerPort": 81, "hostPort": 0}])), None),
@@ -631,6 +636,19 @@ fn what_a_pod_wants_of_the_hosts_network_is_refused_aloud_and_once() {
         (
             with_ports(json!([{"containerPort": 80, "hostPort": 8080}, {"containerPort": 81, "hostPort": 81}])),
             Some("HostPortIgnored: hostPort 8080, 81 is ignored"),
+        ),
+        (json!({"hostPID": true, "hostIPC": false}), Some("HostPIDIgnored: hostPID is ignored")),
+        (json!({"hostIPC": true}), Some("HostIPCIgnored: hostIPC is ignored")),
+        (json!({"shareProcessNamespace": true}), Some("ShareProcessNamespaceIgnored: shareProcessNamespace")),
+        (json!({"dnsConfig": {"nameservers": ["192.0.2.53"]}}), Some("DNSConfigIgnored: dnsConfig is ignored")),
+        (
+            with(json!({"securityContext": {"privileged": true}})),
+            Some("PrivilegedIgnored: privileged is ignored for c:"),
+        ),
+        (with(json!({"securityContext": {"privileged": false}, "volumeDevices": []})), None),
+        (
+            with(json!({"volumeDevices": [{"name": "d", "devicePath": "/dev/d"}]})),
+            Some("VolumeDevicesIgnored: volumeDevices are ignored for c:"),
         ),
     ] {
         let mut sim = Sim::new(pod(spec));
