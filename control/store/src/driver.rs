@@ -1,26 +1,33 @@
-//! The replica's thread: it drives consensus with the log, applies what is committed, and answers.
+//! The replica's thread: it drives consensus, applies what is committed, and answers.
 //!
-//! One round: all requests that wait are proposed together, persisted by one `fdatasync`, applied under one lock,
-//! handed to watchers, and answered; who has an answer finds its change in every watcher's queue. While a round waits
-//! for the disk the next one gathers; nothing waits for a timer.
+//! One round: all that waits is given to consensus together; what it wishes (`act`) goes to the log's thread and to the
+//! other members at once. When the log is durable on enough of them, the entries are applied under one lock, handed to
+//! watchers, and answered; who has an answer finds its change in every watcher's queue. This thread never waits for a
+//! disk or another member, so its heartbeats keep their time. While a round waits for the disk the next one gathers.
 //!
-//! How it ends: a failed write to the log or to the object database leaves the replica readable and refuses every
-//! write and barrier until the process is restarted. A log segment that cannot be made, because the disk is full, only
-//! refuses the writes that needed it.
+//! How it ends: a failed write to the log or to the object database leaves the replica readable, silences it towards the
+//! other members, so that they go on without it, and refuses every write and barrier until the process is restarted. A
+//! log that cannot grow, because the disk is full, only refuses writes.
+
+mod act;
 
 use crate::error::WriteError;
 use crate::flusher::Flusher;
+use crate::image::Image;
 use crate::lock::Lock;
-use crate::wal::{Checkpoint, Wal};
+use crate::log::Log;
+use crate::replica::{Peers, RoleNow, Status};
 use crate::watch::Hub;
+use act::Installing;
 use bytes::Bytes;
-use dhow_consensus::{Committed, Consensus, In, Out, Position, ProposalId, ReadId, Refusal, Role};
-use dhow_state::{Applied, Change, Rejected, State, Txn};
+use dhow_consensus::{Consensus, In, MemberChange, Members, Out, Position, ProposalId, ReadId, Role};
+use dhow_state::{Applied, HistoryMax, Prepared, State};
 use dhow_types::{Machine, Revision, Time};
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 /// One round's writes. Enough to use a disk's bandwidth, little enough that the first of them does not wait long for
 /// the last.
@@ -29,51 +36,130 @@ const ROUND_BYTES_MAX: usize = 4 << 20;
 /// One round's requests.
 const ROUND_REQUESTS_MAX: usize = 1_024;
 
-/// After a segment could not be made, writes are refused for this long before the disk is tried again.
-const FULL_DISK_RETRY: Duration = Duration::from_millis(500);
+/// Messages of other members that are taken before requests have their turn.
+const ROUND_MESSAGES_MAX: usize = 64;
+
+/// How long a lazy write waits for another one's sync: a third of the time after which whoever renews a lease does it
+/// again.
+const LAZY_WAIT: Duration = Duration::from_secs(3);
+
+/// Lazy writes that wait. More do not wait longer: a round has its size.
+const LAZY_MAX: usize = ROUND_REQUESTS_MAX / 2;
+
+/// How long a close waits for writes that are on their way, and for somebody else to lead.
+const CLOSE_WAIT: Duration = Duration::from_secs(2);
+
+/// What a request's own bytes do not show of what the log writes for it.
+const WRITE_OVERHEAD: usize = 128;
+
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, WriteError>>;
 
 /// What handles ask of the thread.
 pub(crate) enum Request {
     Write(Write),
-    Barrier(oneshot::Sender<Result<Revision, WriteError>>),
+    Barrier(Reply<Revision>),
+    Change(Vec<MemberChange>, Reply<Members>),
+    Transfer(Option<u64>),
+    Status(oneshot::Sender<Status>),
     Close(oneshot::Sender<()>),
 }
 
 pub(crate) struct Write {
-    pub(crate) txn: Txn,
+    pub(crate) prepared: Prepared,
     /// The encoded transaction.
     pub(crate) data: Bytes,
-    pub(crate) reply: oneshot::Sender<Result<Applied, WriteError>>,
+    /// May wait to share another write's sync.
+    pub(crate) lazy: bool,
+    pub(crate) reply: Reply<Applied>,
     /// The share of the queue's bytes that this request holds.
     pub(crate) _room: OwnedSemaphorePermit,
+}
+
+/// What other members have to do with this one.
+pub(crate) enum FromPeer {
+    Message(Bytes),
+    Snapshot { message: Bytes, image: Box<Image> },
+    SnapshotSent { to: u64, ok: bool },
+    Unreachable(u64),
 }
 
 /// What handles and the thread share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) state: RwLock<State>,
+    /// Changes only while the state's lock is held for writing.
+    pub(crate) standing: Mutex<Standing>,
     pub(crate) hub: Arc<Hub>,
+    pub(crate) history_max: HistoryMax,
+}
+
+/// Where in the log the state stands, and who the members are there.
+#[derive(Clone, Debug)]
+pub(crate) struct Standing {
+    pub(crate) applied: Position,
+    pub(crate) members: Members,
+}
+
+impl Shared {
+    pub(crate) fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 pub(crate) struct Driver {
+    pub(crate) member: u64,
+    pub(crate) witness: bool,
     pub(crate) consensus: Consensus,
-    pub(crate) wal: Wal,
+    pub(crate) log: Log,
     pub(crate) flusher: Flusher,
     pub(crate) shared: Arc<Shared>,
+    pub(crate) peers: Arc<dyn Peers>,
     pub(crate) requests: mpsc::Receiver<Request>,
+    pub(crate) inbox: mpsc::Receiver<FromPeer>,
+    pub(crate) role: watch::Sender<RoleNow>,
     pub(crate) lock: Lock,
     pub(crate) clock: Instant,
-    pub(crate) waiting: BTreeMap<ProposalId, Write>,
-    pub(crate) reading: BTreeMap<ReadId, Vec<oneshot::Sender<Result<Revision, WriteError>>>>,
-    pub(crate) next_id: u64,
-    pub(crate) health: Health,
+    pub(crate) work: Work,
+}
+
+/// What is under way.
+#[derive(Default)]
+pub(crate) struct Work {
+    waiting: BTreeMap<ProposalId, Waiting>,
+    /// Changes of members whose entry is committed, and which take effect step by step.
+    joint: Vec<Reply<Members>>,
+    /// The one read that consensus has been asked for, and those who wait for it.
+    reading: Option<(ReadId, Vec<Reply<Revision>>)>,
+    /// Those who came later: the next read is theirs.
+    readers: Vec<Reply<Revision>>,
+    lazy: Vec<Write>,
+    lazy_due: Option<Instant>,
+    next_id: u64,
+    health: Health,
+    wishes: VecDeque<Out>,
+    /// The latest image that another member sent, until consensus has looked at it.
+    arrived: Option<Box<Image>>,
+    installing: Option<Installing>,
+    closing: Option<Closing>,
+}
+
+enum Waiting {
+    Write(Write),
+    Change(Reply<Members>),
+}
+
+struct Closing {
+    by: Instant,
+    closers: Vec<oneshot::Sender<()>>,
 }
 
 /// Whether writes are taken.
-pub(crate) enum Health {
+#[derive(Default)]
+enum Health {
+    #[default]
     Good,
-    /// A segment could not be made; tried again after the instant.
-    Full(String, Instant),
+    /// The log cannot grow for now.
+    Full,
     /// For good.
     Broken(String),
 }
@@ -81,16 +167,19 @@ pub(crate) enum Health {
 enum Event {
     Request(Request),
     Gone,
+    Peer(FromPeer),
+    Logged,
     Flushed,
+    Lazy,
+    Deadline,
     Wake,
 }
 
 #[derive(Default)]
 struct Round {
     writes: Vec<Write>,
-    barriers: Vec<oneshot::Sender<Result<Revision, WriteError>>>,
-    close: Option<Option<oneshot::Sender<()>>>,
     bytes: usize,
+    requests: usize,
 }
 
 impl Driver {
@@ -98,47 +187,46 @@ impl Driver {
     pub(crate) async fn run(mut self) {
         // Before the first request: a member that is alone then leads already, and has applied its log.
         self.wake();
-        let closer = loop {
+        while !self.is_done() {
             let mut round = Round::default();
             match self.next_event().await {
-                Event::Wake => {
-                    self.wake();
-                    continue;
-                }
-                Event::Flushed => {
-                    self.handle_flushed();
-                    continue;
-                }
-                Event::Request(request) => round.add(request),
-                Event::Gone => round.close = Some(None),
+                Event::Wake => self.wake(),
+                Event::Logged => self.handle_logged(),
+                Event::Flushed => self.handle_flushed(),
+                Event::Peer(first) => self.hear(first),
+                Event::Lazy => self.send_lazy(&mut round),
+                Event::Request(request) => self.take(request, &mut round),
+                Event::Gone => self.begin_close(None),
+                Event::Deadline => {}
             }
             while round.has_room()
                 && let Ok(request) = self.requests.try_recv()
             {
-                round.add(request);
+                self.take(request, &mut round);
             }
-            let closing = round.close.take();
             self.play(round);
-            if let Some(closer) = closing {
-                break closer;
-            }
-        };
-        for closer in self.close().into_iter().chain(closer) {
-            // The one who asked may have given up waiting.
-            let _ = closer.send(());
+            self.read();
         }
+        self.close();
     }
 
     async fn next_event(&mut self) -> Event {
-        let wake = self.consensus.next_wake().map(|at| {
+        let broken = self.is_broken();
+        let wake = self.consensus.next_wake().filter(|_| !broken).map(|at| {
             let ms = at.ms_since(self.now());
             tokio::time::sleep(Duration::from_millis(ms))
         });
+        let by = self.work.closing.as_ref().map(|closing| closing.by);
+        let due = self.work.lazy_due;
         tokio::select! {
             biased;
             () = async { wake.expect("guarded by the condition").await }, if wake.is_some() => Event::Wake,
+            () = self.log.done() => Event::Logged,
             () = self.flusher.done() => Event::Flushed,
-            request = self.requests.recv() => request.map_or(Event::Gone, Event::Request),
+            () = sleep_until(by), if by.is_some() => Event::Deadline,
+            () = sleep_until(due), if due.is_some() => Event::Lazy,
+            Some(message) = self.inbox.recv() => Event::Peer(message),
+            request = self.requests.recv(), if by.is_none() => request.map_or(Event::Gone, Event::Request),
         }
     }
 
@@ -152,276 +240,230 @@ impl Driver {
         Time::from_ms(self.clock.elapsed().as_millis() as i64)
     }
 
-    fn play(&mut self, round: Round) {
-        if let Some(why) = self.refusal(round.bytes + 64 * round.writes.len()) {
-            let error = WriteError::Unavailable(why);
-            for write in round.writes {
-                // Whoever does not wait for the answer does not need it, here and below.
-                let _ = write.reply.send(Err(error.clone()));
-            }
-            if matches!(self.health, Health::Broken(_)) {
-                for barrier in round.barriers {
-                    let _ = barrier.send(Err(error.clone()));
+    fn is_broken(&self) -> bool {
+        matches!(self.work.health, Health::Broken(_))
+    }
+
+    fn hear(&mut self, first: FromPeer) {
+        let (mut next, mut left) = (Some(first), ROUND_MESSAGES_MAX);
+        while let Some(message) = next {
+            match message {
+                FromPeer::Message(bytes) => self.give(In::Message(bytes)),
+                FromPeer::SnapshotSent { to, ok } => self.give(In::SnapshotSent { to, ok }),
+                FromPeer::Unreachable(member) => self.give(In::Unreachable(member)),
+                FromPeer::Snapshot { message, image } => {
+                    let (position, members) = (image.position, image.members.clone());
+                    self.work.arrived = Some(image);
+                    self.give(In::Snapshot { message, position, members });
+                    // Nobody wanted it, or it is being installed.
+                    self.work.arrived = None;
                 }
-                return;
             }
-            self.read(round.barriers);
-            return;
-        }
-        self.read(round.barriers);
-        let mut proposals = Vec::with_capacity(round.writes.len());
-        for write in round.writes {
-            let id = ProposalId(self.fresh_id());
-            proposals.push((id, write.data.clone()));
-            self.waiting.insert(id, write);
-        }
-        if !proposals.is_empty() {
-            self.give(In::Propose(proposals));
+            left -= 1;
+            next = if left > 0 { self.inbox.try_recv().ok() } else { None };
         }
     }
 
-    /// All barriers of a round share one read.
-    fn read(&mut self, barriers: Vec<oneshot::Sender<Result<Revision, WriteError>>>) {
-        if !barriers.is_empty() {
-            let id = ReadId(self.fresh_id());
-            self.reading.insert(id, barriers);
-            self.give(In::ReadIndex(id));
+    /// Adds a request to the round, or answers it.
+    fn take(&mut self, request: Request, round: &mut Round) {
+        round.requests += 1;
+        match request {
+            Request::Write(write) if write.lazy && self.work.lazy.len() < LAZY_MAX => {
+                self.work.lazy_due.get_or_insert_with(|| Instant::now() + LAZY_WAIT);
+                self.work.lazy.push(write);
+            }
+            Request::Write(write) => round.add(write),
+            Request::Barrier(reply) => self.work.readers.push(reply),
+            Request::Change(changes, reply) => self.change(changes, reply),
+            Request::Transfer(to) => self.give(In::TransferLeadership { to }),
+            Request::Status(reply) => {
+                // Whoever does not wait for the answer does not need it, here and below.
+                let _ = reply.send(self.status());
+            }
+            Request::Close(closer) => self.begin_close(Some(closer)),
         }
+    }
+
+    fn send_lazy(&mut self, round: &mut Round) {
+        self.work.lazy_due = None;
+        mem::take(&mut self.work.lazy).into_iter().for_each(|write| round.add(write));
+    }
+
+    fn play(&mut self, mut round: Round) {
+        if round.writes.is_empty() {
+            return;
+        }
+        self.send_lazy(&mut round);
+        let refusal = self.refusal(round.bytes + WRITE_OVERHEAD * round.writes.len());
+        if let Some(why) = refusal {
+            let error = WriteError::Unavailable(why);
+            round.writes.into_iter().for_each(|write| drop(write.reply.send(Err(error.clone()))));
+            return;
+        }
+        let mut proposals = Vec::with_capacity(round.writes.len());
+        for write in round.writes {
+            let id = self.fresh_id();
+            proposals.push((id, write.data.clone()));
+            self.work.waiting.insert(id, Waiting::Write(write));
+        }
+        self.give(In::Propose(proposals));
     }
 
     /// Why writes of this size cannot be taken now, if so.
     fn refusal(&mut self, bytes: usize) -> Option<String> {
-        match &self.health {
-            Health::Broken(why) => return Some(why.clone()),
-            Health::Full(why, until) if Instant::now() < *until => return Some(why.clone()),
-            Health::Full(..) | Health::Good => {}
+        if let Some(why) = self.is_of_no_use() {
+            return Some(why);
         }
-        if bytes == 0 {
-            return None;
+        let why = self.log.refusal(bytes);
+        match (&self.work.health, &why) {
+            (Health::Good, Some(why)) => {
+                tracing::error!(%why, "refusing writes");
+                self.work.health = Health::Full;
+                self.step_down();
+            }
+            (Health::Full, None) => {
+                tracing::info!("writes are taken again");
+                self.work.health = Health::Good;
+            }
+            _ => {}
         }
-        match self.wal.reserve(bytes) {
-            Ok(()) => {
-                if matches!(self.health, Health::Full(..)) {
-                    tracing::info!("the log can be written again");
-                }
-                self.health = Health::Good;
-                None
-            }
-            Err(error) => {
-                let why = format!("the log cannot grow: {error}; free space on the disk of the data directory");
-                if matches!(self.health, Health::Good) {
-                    tracing::error!(%why, "refusing writes");
-                }
-                self.health = Health::Full(why.clone(), Instant::now() + FULL_DISK_RETRY);
-                Some(why)
-            }
+        why
+    }
+
+    /// Why neither writes nor reads have an answer here, if so.
+    fn is_of_no_use(&self) -> Option<String> {
+        match &self.work.health {
+            Health::Broken(why) => Some(why.clone()),
+            _ if self.work.closing.is_some() => Some("the store is closed".to_owned()),
+            _ if self.witness => Some("a witness holds no objects: ask another member".to_owned()),
+            _ => None,
         }
     }
 
-    fn fresh_id(&mut self) -> u64 {
-        self.next_id += 1;
-        self.next_id
+    /// Another member may have what this one lacks. Nothing comes of it if nobody can lead.
+    fn step_down(&mut self) {
+        if self.consensus.role() == Role::Leader && self.consensus.members().voters.len() > 1 {
+            self.give(In::TransferLeadership { to: None });
+        }
+    }
+
+    fn change(&mut self, changes: Vec<MemberChange>, reply: Reply<Members>) {
+        if let Health::Broken(why) = &self.work.health {
+            let _ = reply.send(Err(WriteError::Unavailable(why.clone())));
+            return;
+        }
+        let id = self.fresh_id();
+        self.work.waiting.insert(id, Waiting::Change(reply));
+        self.give(In::ChangeMembers(id, changes));
+    }
+
+    /// All who came while a read was on its way share the next one: it must begin after they came.
+    fn read(&mut self) {
+        if self.work.readers.is_empty() || self.work.reading.is_some() {
+            return;
+        }
+        let readers = mem::take(&mut self.work.readers);
+        if let Some(why) = self.is_of_no_use() {
+            let error = WriteError::Unavailable(why);
+            readers.into_iter().for_each(|reader| drop(reader.send(Err(error.clone()))));
+            return;
+        }
+        let ProposalId(id) = self.fresh_id();
+        self.work.reading = Some((ReadId(id), readers));
+        self.give(In::ReadIndex(ReadId(id)));
+    }
+
+    fn fresh_id(&mut self) -> ProposalId {
+        self.work.next_id += 1;
+        ProposalId(self.work.next_id)
     }
 
     fn give(&mut self, input: In) {
+        if self.is_broken() {
+            return;
+        }
         let mut out = Vec::new();
         self.consensus.handle(self.now(), input, &mut out);
         self.act(out);
     }
 
-    /// Does what consensus wishes, in the order of its wishes.
-    fn act(&mut self, out: Vec<Out>) {
-        let mut wishes = VecDeque::from(out);
-        while let Some(wish) = wishes.pop_front() {
-            let answer = match wish {
-                Out::Persist(persist) => match self.wal.append(&persist.entries, persist.hard_state) {
-                    Ok(()) => Some(In::Persisted(persist.number)),
-                    Err(error) => {
-                        self.fail(format!("the log could not be written: {error}; restart when the disk is well"));
-                        None
-                    }
-                },
-                Out::Commit(entries) => self.apply(entries).map(In::Applied),
-                Out::ReadReady(id) => {
-                    let revision = self.shared.state.read().unwrap_or_else(PoisonError::into_inner).revision();
-                    self.answer_read(id, &Ok(revision));
-                    None
-                }
-                Out::Lost { proposals, reads } => {
-                    self.lose(proposals, reads);
-                    None
-                }
-                Out::Role { role, term } => {
-                    let leads = role == Role::Leader;
-                    tracing::info!(leads, term, "the role changed");
-                    None
-                }
-                Out::Refused(id, why) => {
-                    self.refuse(id, why);
-                    None
-                }
-                Out::Forgot { known, last } => {
-                    self.fail(format!("the log ends at entry {last}, and the other members know it up to {known}"));
-                    None
-                }
-                // A member alone has nobody to send to, and nobody sends it an image.
-                Out::Send(_) | Out::SendSnapshot { .. } | Out::Install(_) => None,
-            };
-            if let Some(input) = answer {
-                let mut more = Vec::new();
-                self.consensus.handle(self.now(), input, &mut more);
-                wishes.extend(more);
-            }
+    fn status(&self) -> Status {
+        let state = self.shared.state.read().unwrap_or_else(PoisonError::into_inner);
+        let now = *self.role.borrow();
+        Status {
+            member: self.member,
+            witness: self.witness,
+            role: now.role,
+            term: now.term,
+            leader: now.leader,
+            members: self.shared.standing().members.clone(),
+            applied: self.shared.standing().applied,
+            committed: self.consensus.committed(),
+            last: self.consensus.last(),
+            progress: self.consensus.progress(),
+            database_bytes: 0,
+            log_bytes: self.log.bytes(),
+            objects: state.len(),
+            revision: state.revision(),
         }
     }
 
-    /// Applies entries and answers those who wait for them. Gives the index that is reached, unless an entry cannot
-    /// be read.
-    fn apply(&mut self, entries: Vec<Committed>) -> Option<u64> {
-        let mut changes: Vec<Arc<Change>> = Vec::new();
-        let mut answers = Vec::new();
-        let mut carried = false;
-        let (mut reached, mut unreadable) = (None, None);
-        let shared = self.shared.clone();
-        let mut state = shared.state.write().unwrap_or_else(PoisonError::into_inner);
-        for entry in entries {
-            let Committed { index, term, id, data, members: _ } = entry;
-            if data.is_empty() {
-                state.apply_nothing(index);
-            } else {
-                let write = id.and_then(|id| self.waiting.remove(&id));
-                let ended = match &write {
-                    Some(write) => state.apply_into(index, &write.txn, &mut changes),
-                    None => match Txn::decode(data) {
-                        Ok(txn) => state.apply_into(index, &txn, &mut changes),
-                        Err(error) => {
-                            unreadable = Some(format!("entry {index} of the log cannot be applied: {error}"));
-                            break;
-                        }
-                    },
-                };
-                carried = true;
-                answers.extend(write.map(|write| (write, ended)));
-            }
-            reached = Some(Position { index, term });
-        }
-        let (revision, hash) = (state.revision(), state.hash());
-        drop(state);
-        if let Some(applied) = reached.filter(|_| carried) {
-            self.flusher.add(&changes, Checkpoint { applied, revision: revision.0, hash });
-        }
-        if !changes.is_empty() {
-            self.shared.hub.publish(&changes, revision);
-        }
-        for (write, ended) in answers {
-            let _ = write.reply.send(ended.map_err(|rejected: Rejected| rejected.into()));
-        }
-        if let Some(why) = unreadable {
-            self.fail(format!("{why}; run a newer dhow"));
-            return None;
-        }
-        reached.map(|reached| reached.index)
-    }
-
-    fn handle_flushed(&mut self) {
-        match self.flusher.result() {
-            None => {}
-            Some(Ok(checkpoint)) => {
-                if matches!(self.health, Health::Broken(_)) {
-                    return;
-                }
-                if let Err(error) = self.wal.checkpoint(checkpoint) {
-                    self.fail(format!("the log could not be written: {error}; restart when the disk is well"));
-                }
-            }
-            Some(Err(error)) => {
-                self.fail(format!("the object database could not be written: {error}; restart when the disk is well"));
-            }
-        }
-    }
-
-    /// Takes no more writes. Whoever waits is told, and may not assume that nothing happened.
-    fn fail(&mut self, why: String) {
-        tracing::error!(%why, "the store takes no more writes");
-        let proposals = self.waiting.keys().copied().collect();
-        let reads = self.reading.keys().copied().collect();
-        self.health = Health::Broken(why);
-        self.lose(proposals, reads);
-    }
-
-    fn lose(&mut self, proposals: Vec<ProposalId>, reads: Vec<ReadId>) {
-        let why = match &self.health {
-            Health::Broken(why) | Health::Full(why, _) => why.clone(),
-            Health::Good => "this member does not lead, or takes no more writes for now".to_owned(),
-        };
-        let error = WriteError::Unavailable(why);
-        for id in proposals {
-            if let Some(write) = self.waiting.remove(&id) {
-                let _ = write.reply.send(Err(error.clone()));
-            }
-        }
-        for id in reads {
-            self.answer_read(id, &Err(error.clone()));
-        }
-    }
-
-    fn refuse(&mut self, id: ProposalId, why: Refusal) {
-        if let Some(write) = self.waiting.remove(&id) {
-            let _ = write.reply.send(Err(WriteError::Unavailable(why.to_string())));
-        }
-    }
-
-    fn answer_read(&mut self, id: ReadId, answer: &Result<Revision, WriteError>) {
-        for barrier in self.reading.remove(&id).into_iter().flatten() {
-            let _ = barrier.send(answer.clone());
-        }
-    }
-
-    /// Refuses what still waits, flushes, and lets go of the directory. Gives those who want to know when it is done.
-    fn close(mut self) -> Vec<oneshot::Sender<()>> {
-        let mut closers = Vec::new();
+    /// Later requests are refused; those on their way, and the lead, get a moment.
+    fn begin_close(&mut self, closer: Option<oneshot::Sender<()>>) {
         self.requests.close();
+        let by = Instant::now() + CLOSE_WAIT;
+        let closing = self.work.closing.get_or_insert(Closing { by, closers: Vec::new() });
+        closing.closers.extend(closer);
+        self.step_down();
+    }
+
+    fn is_done(&self) -> bool {
+        let Some(closing) = &self.work.closing else { return false };
+        let leads = self.consensus.role() == Role::Leader && self.consensus.members().voters.len() > 1;
+        let rests = self.work.waiting.is_empty() && self.work.reading.is_none() && self.work.installing.is_none();
+        Instant::now() >= closing.by || self.is_broken() || (rests && !leads)
+    }
+
+    /// Refuses what still waits, flushes, lets go of the directory, and says so.
+    fn close(mut self) {
+        let mut closers = self.work.closing.take().map(|closing| closing.closers).unwrap_or_default();
         let error = WriteError::Unavailable("the store is closed".to_owned());
         while let Ok(request) = self.requests.try_recv() {
             match request {
                 Request::Write(write) => drop(write.reply.send(Err(error.clone()))),
-                Request::Barrier(barrier) => drop(barrier.send(Err(error.clone()))),
+                Request::Barrier(reply) => drop(reply.send(Err(error.clone()))),
+                Request::Change(_, reply) => drop(reply.send(Err(error.clone()))),
                 Request::Close(closer) => closers.push(closer),
+                Request::Transfer(_) | Request::Status(_) => {}
             }
         }
-        let ended = self.flusher.stop();
-        match ended {
-            Some(Ok(checkpoint)) if !matches!(self.health, Health::Broken(_)) => {
-                if let Err(error) = self.wal.checkpoint(checkpoint) {
-                    tracing::warn!(%error, "closed without noting the last flush; the next start replays more");
-                }
-            }
-            Some(Err(error)) => tracing::warn!(%error, "closed without a last flush; the next start replays more"),
-            _ => {}
+        for write in mem::take(&mut self.work.lazy) {
+            let _ = write.reply.send(Err(error.clone()));
+        }
+        self.end_database();
+        if let Some(why) = self.log.close().failed {
+            tracing::warn!(%why, "closed without the end of the log; what was acknowledged is in it");
         }
         self.shared.hub.close();
-        let Self { wal, lock, .. } = self;
-        drop(wal);
+        let Self { lock, .. } = self;
         drop(lock);
-        closers
+        for closer in closers {
+            let _ = closer.send(());
+        }
     }
 }
 
+async fn sleep_until(at: Option<Instant>) {
+    tokio::time::sleep_until(at.expect("guarded by the condition").into()).await;
+}
+
 impl Round {
-    fn add(&mut self, request: Request) {
-        match request {
-            Request::Write(write) => {
-                self.bytes += write.data.len();
-                self.writes.push(write);
-            }
-            Request::Barrier(barrier) => self.barriers.push(barrier),
-            Request::Close(closer) => self.close = Some(Some(closer)),
-        }
+    fn add(&mut self, write: Write) {
+        self.bytes += write.data.len();
+        self.writes.push(write);
     }
 
     fn has_room(&self) -> bool {
-        self.close.is_none()
-            && self.bytes < ROUND_BYTES_MAX
-            && self.writes.len() + self.barriers.len() < ROUND_REQUESTS_MAX
+        self.bytes < ROUND_BYTES_MAX && self.requests < ROUND_REQUESTS_MAX
     }
 }

@@ -1,4 +1,4 @@
-//! The thread that keeps the object database behind the log by no more than a few seconds, and asleep when nothing
+//! The thread that keeps the object database behind the log by no more than a bounded amount, and asleep when nothing
 //! changes.
 //!
 //! What changes gathers in a map, so an object that is written a hundred times between two flushes is stored once, and
@@ -9,7 +9,8 @@
 
 use crate::objects::{Dirty, Objects};
 use crate::wal::Checkpoint;
-use dhow_state::Change;
+use dhow_state::{Change, Object};
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -17,6 +18,13 @@ use tokio::sync::Notify;
 
 /// Changed text that is not flushed yet. More is flushed at once: a start would have to replay it all.
 const DIRTY_BYTES_MAX: usize = 64 << 20;
+
+/// Changed text that is worth a flush at the usual time. Less waits longer: an idle cluster's heartbeats would
+/// otherwise cost several syncs every two seconds, and to replay them takes no time.
+const DIRTY_BYTES_MIN: usize = 1 << 20;
+
+/// How many times longer little text waits: half a minute by default.
+const PATIENCE: u32 = 15;
 
 /// Free space without which no flush is begun, beside twice what is to be flushed. A flush writes whole leaves, and the
 /// new ones before it frees the old.
@@ -27,6 +35,15 @@ const FREE_BYTES_MIN: u64 = 32 << 20;
 pub(crate) struct Flusher {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What the thread has done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Flushed {
+    /// The database holds the state as of there.
+    To(Checkpoint),
+    /// The database has been replaced by the image that was handed in, and nothing else.
+    Installed(Checkpoint),
 }
 
 #[derive(Debug)]
@@ -44,20 +61,29 @@ struct Pending {
     bytes: usize,
     /// Where `dirty` leads; `None` if there is nothing to flush.
     target: Option<Checkpoint>,
+    /// An image that shall take the place of the database.
+    image: Option<(Vec<Arc<Object>>, Checkpoint)>,
     stop: bool,
-    result: Option<Result<Checkpoint, String>>,
+    result: Option<Result<Flushed, String>>,
+}
+
+/// What the thread needs of its surroundings.
+pub(crate) struct Disk {
+    /// The data directory.
+    pub(crate) dir: PathBuf,
+    pub(crate) member: u64,
+    /// How long changes gather.
+    pub(crate) every: Duration,
+    /// What the file system has left.
+    pub(crate) free_bytes: Box<dyn Fn() -> u64 + Send>,
 }
 
 impl Flusher {
-    /// Starts the thread, which owns the database from now on. `free_bytes` looks at the disk.
-    pub(crate) fn start(
-        objects: Objects,
-        every: Duration,
-        free_bytes: impl Fn() -> u64 + Send + 'static,
-    ) -> std::io::Result<Self> {
+    /// Starts the thread, which owns the database from now on.
+    pub(crate) fn start(objects: Objects, disk: Disk) -> std::io::Result<Self> {
         let shared = Arc::new(Shared { pending: Mutex::default(), changed: Condvar::new(), done: Notify::new() });
         let worker = shared.clone();
-        let work = move || worker.run(objects, every, free_bytes);
+        let work = move || worker.run(objects, &disk);
         let thread = std::thread::Builder::new().name("dhow-objects".into()).spawn(work)?;
         Ok(Self { shared, thread: Some(thread) })
     }
@@ -69,12 +95,21 @@ impl Flusher {
             pending.bytes += change.last.json().len();
             pending.dirty.insert(change.key.clone(), change.new.clone());
         }
-        let wake = pending.target.is_none() || pending.bytes > DIRTY_BYTES_MAX;
+        let wake = pending.target.is_none() || pending.bytes > DIRTY_BYTES_MIN;
         pending.target = Some(target);
         drop(pending);
         if wake {
             self.shared.changed.notify_one();
         }
+    }
+
+    /// Puts these objects in the place of everything, at once.
+    pub(crate) fn install(&self, objects: Vec<Arc<Object>>, checkpoint: Checkpoint) {
+        let mut pending = self.shared.lock();
+        (pending.dirty, pending.bytes, pending.target) = (Dirty::new(), 0, None);
+        pending.image = Some((objects, checkpoint));
+        drop(pending);
+        self.shared.changed.notify_one();
     }
 
     /// Waits until there is a [`result`](Flusher::result).
@@ -83,12 +118,12 @@ impl Flusher {
     }
 
     /// How the latest flush ended, once.
-    pub(crate) fn result(&self) -> Option<Result<Checkpoint, String>> {
+    pub(crate) fn result(&self) -> Option<Result<Flushed, String>> {
         self.shared.lock().result.take()
     }
 
     /// Flushes what is left and ends the thread.
-    pub(crate) fn stop(&mut self) -> Option<Result<Checkpoint, String>> {
+    pub(crate) fn stop(&mut self) -> Option<Result<Flushed, String>> {
         self.shared.lock().stop = true;
         self.shared.changed.notify_one();
         if let Some(thread) = self.thread.take()
@@ -105,10 +140,10 @@ impl Shared {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn run(&self, mut objects: Objects, every: Duration, free_bytes: impl Fn() -> u64) {
+    fn run(&self, mut objects: Objects, disk: &Disk) {
         let mut full = false;
-        while let Some(Taken { dirty, bytes, target, stop }) = self.next(every, full) {
-            let has_room = free_bytes() >= FREE_BYTES_MIN + 2 * bytes as u64;
+        while let Some(Taken { work, bytes, stop }) = self.next(disk.every, full) {
+            let has_room = (disk.free_bytes)() >= FREE_BYTES_MIN + 2 * bytes as u64;
             if full == has_room {
                 full = !has_room;
                 match full {
@@ -117,65 +152,104 @@ impl Shared {
                 }
             }
             if full && stop {
+                objects.forget();
                 return;
             }
             if full {
-                self.put_back(dirty, bytes, target);
+                self.put_back(work, bytes);
                 continue;
             }
-            let result = objects.flush(&dirty, target).map(|()| target).map_err(|error| error.to_string());
+            let result = match work {
+                Work::Flush(dirty, target) => {
+                    objects.flush(&dirty, &target).map(|()| Flushed::To(target)).map_err(|error| error.to_string())
+                }
+                Work::Install(image, target) => {
+                    match Objects::install(&disk.dir, disk.member, Some(objects), &image, &target) {
+                        Ok(installed) => {
+                            objects = installed;
+                            Ok(Flushed::Installed(target))
+                        }
+                        Err(error) => {
+                            self.report(Err(dhow_types::Chain(&error).to_string()));
+                            return;
+                        }
+                    }
+                }
+            };
             let failed = result.is_err();
-            self.lock().result = Some(result);
-            self.done.notify_one();
+            self.report(result);
             if failed {
                 return;
             }
         }
     }
 
-    /// Sleeps until something has changed, then for `every`, so that more can gather; less if there is a lot already,
-    /// unless the disk is `full`.
+    fn report(&self, result: Result<Flushed, String>) {
+        self.lock().result = Some(result);
+        self.done.notify_one();
+    }
+
+    /// Sleeps until something has changed, then for `every`, so that more can gather: longer if that is little, not at
+    /// all if it is a lot already, unless the disk is `full`.
     fn next(&self, every: Duration, full: bool) -> Option<Taken> {
         let mut pending = self.lock();
-        while pending.target.is_none() && !pending.stop {
+        while pending.target.is_none() && pending.image.is_none() && !pending.stop {
             pending = self.changed.wait(pending).unwrap_or_else(PoisonError::into_inner);
         }
-        let due = Instant::now() + every;
-        while !pending.stop && (full || pending.bytes <= DIRTY_BYTES_MAX) {
-            let left = due.saturating_duration_since(Instant::now());
+        let since = Instant::now();
+        while !pending.stop && (full || (pending.image.is_none() && pending.bytes <= DIRTY_BYTES_MAX)) {
+            let patience = if full || pending.bytes > DIRTY_BYTES_MIN { every } else { every * PATIENCE };
+            let left = patience.saturating_sub(since.elapsed());
             if left.is_zero() {
                 break;
             }
             pending = self.changed.wait_timeout(pending, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+        let stop = pending.stop;
+        if let Some((objects, checkpoint)) = pending.image.take() {
+            let bytes = objects.iter().map(|object| object.json().len()).sum();
+            return Some(Taken { work: Work::Install(objects, checkpoint), bytes, stop });
+        }
         let target = pending.target.take()?;
         let (dirty, bytes) = (std::mem::take(&mut pending.dirty), std::mem::take(&mut pending.bytes));
-        Some(Taken { dirty, bytes, target, stop: pending.stop })
+        Some(Taken { work: Work::Flush(dirty, target), bytes, stop })
     }
 
-    /// Keeps for later what could not be flushed; what has changed since is newer.
-    fn put_back(&self, dirty: Dirty, bytes: usize, target: Checkpoint) {
+    /// Keeps for later what could not be written; what has come since is newer.
+    fn put_back(&self, work: Work, bytes: usize) {
         let mut pending = self.lock();
-        for (key, object) in dirty {
-            pending.dirty.entry(key).or_insert(object);
+        match work {
+            Work::Install(objects, checkpoint) => {
+                pending.image.get_or_insert((objects, checkpoint));
+            }
+            Work::Flush(..) if pending.image.is_some() => {}
+            Work::Flush(dirty, target) => {
+                for (key, object) in dirty {
+                    pending.dirty.entry(key).or_insert(object);
+                }
+                pending.bytes += bytes;
+                pending.target.get_or_insert(target);
+            }
         }
-        pending.bytes += bytes;
-        pending.target.get_or_insert(target);
     }
 }
 
-/// What is to be flushed.
+enum Work {
+    Flush(Dirty, Checkpoint),
+    Install(Vec<Arc<Object>>, Checkpoint),
+}
+
+/// What is to be written.
 struct Taken {
-    dirty: Dirty,
+    work: Work,
     bytes: usize,
-    target: Checkpoint,
     stop: bool,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dhow_consensus::Position;
+    use dhow_consensus::{Members, Position};
     use dhow_state::{Expect, HistoryMax, Key, Op, State, Txn};
     use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -184,24 +258,24 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = Objects::path(dir.path());
         let free = Arc::new(AtomicU64::new(0));
-        let disk = free.clone();
         let looked = Arc::new(AtomicU64::new(0));
-        let looks = looked.clone();
-        let free_bytes = move || {
+        let (room, looks) = (free.clone(), looked.clone());
+        let free_bytes = Box::new(move || {
             looks.fetch_add(1, Ordering::SeqCst);
-            disk.load(Ordering::SeqCst)
-        };
-        let mut flusher =
-            Flusher::start(Objects::open(&path, 1).unwrap(), Duration::from_millis(1), free_bytes).unwrap();
+            room.load(Ordering::SeqCst)
+        });
+        let disk = Disk { dir: dir.path().to_owned(), member: 1, every: Duration::from_millis(1), free_bytes };
+        let mut flusher = Flusher::start(Objects::open(&path, 1).unwrap(), disk).unwrap();
         let mut state = State::new(HistoryMax::default());
+        let members = Members { voters: vec![1, 2], learners: vec![3], ..Members::default() };
         for index in 1..=10 {
             let key = Key::new("pods", "default", format!("p{}", index % 3));
             let value = "{\"metadata\":{}}".into();
             let mut changes = Vec::new();
             let txn = Txn::one(Op::Put { key, value, expect: Expect::Any, expires: None });
             state.apply_into(index, &txn, &mut changes).unwrap();
-            let applied = Position { index, term: 1 };
-            flusher.add(&changes, Checkpoint { applied, revision: index, hash: state.hash() });
+            let (applied, members) = (Position { index, term: 1 }, members.clone());
+            flusher.add(&changes, Checkpoint { applied, revision: index, hash: state.hash(), members });
             let before = looked.load(Ordering::SeqCst);
             while looked.load(Ordering::SeqCst) < before + 2 {
                 std::thread::yield_now();
@@ -209,10 +283,10 @@ mod tests {
         }
         assert_eq!(flusher.result(), None);
         free.store(1 << 30, Ordering::SeqCst);
-        let flushed = flusher.stop().unwrap().unwrap();
+        let Some(Ok(Flushed::To(flushed))) = flusher.stop() else { panic!("the rest is flushed") };
         assert_eq!((flushed.applied.index, flushed.hash), (10, state.hash()));
         let (_objects, image) = Objects::load(&path, 1, Duration::from_secs(60)).unwrap();
         let image = image.unwrap();
-        assert_eq!((image.checkpoint, image.objects.len()), (flushed, 3));
+        assert_eq!((image.checkpoint, image.objects.len(), image.installed), (flushed, 3, false));
     }
 }

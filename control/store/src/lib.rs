@@ -1,39 +1,48 @@
 //! The durable store of one control node: the replicated state on disks and threads.
 //!
 //! [`Replica`] is all that others see. Behind it one thread drives consensus (`driver`): writes that wait are proposed
-//! together, the write-ahead log (`wal`) persists them with one `fdatasync`, the state applies them in memory, the
-//! writers are answered and the watchers (`watch`) served. A second thread (`flusher`) brings the object database
-//! (`objects`, sled) up to date every few seconds; after that old log segments go. A start (`recover`) reads the
-//! database's last epoch and replays the log behind it.
+//! together, the write-ahead log (`log`, `wal`) persists them with one `fdatasync` while they are on their way to the
+//! other members ([`Peers`]), the state applies them in memory, the writers are answered and the watchers (`watch`)
+//! served. A third thread (`flusher`) brings the object database (`objects`, sled) up to date now and then; after that
+//! old log segments go. A start (`recover`) reads the database's last epoch and replays the log behind it. A member that
+//! lags too far gets an image of the state (`image`), which is also what a backup is (`restore`).
 //!
 //! # Invariants
 //!
-//! * Nothing is acknowledged before it is durable in the log; nothing is dropped from the log that the object database
-//!   has not durably flushed.
-//! * Reads are served from memory. No read touches a disk, and an idle store writes nothing at all.
+//! * Nothing is acknowledged before it is durable in the logs of a majority; nothing is dropped from the log that the
+//!   object database has not durably flushed.
+//! * Reads are served from memory. No read touches a disk, and an idle store alone writes nothing at all.
+//! * Heartbeats never wait for a disk.
 //! * Whatever cannot be written is refused with the reason; whatever reads back otherwise than it was written stops the
-//!   start.
+//!   start. A member that cannot write any more falls silent, so that the others go on.
 //! * This is the only crate that names sled.
 //!
-//! Absent on purpose: what objects mean, who may write them, HTTP. Members beyond the first are not served yet.
+//! Absent on purpose: what objects mean, who may write them, HTTP, and how bytes get to other members.
 //!
 //! | thread | fails | ends |
 //! |---|---|---|
-//! | `dhow-replica` | refuses writes until the process restarts; reads and watches go on | with `close`, or with the last handle |
+//! | `dhow-replica` | the store is closed | with `close`, or with the last handle |
+//! | `dhow-log` | the replica refuses writes and falls silent until the process restarts; reads and watches go on | with `dhow-replica` |
 //! | `dhow-objects-load` | the start fails, or rebuilds the database | when the database is read |
-//! | `dhow-objects` | as `dhow-replica` | with `dhow-replica` |
+//! | `dhow-objects` | as `dhow-log` | with `dhow-replica` |
 //! | `dhow-wal-spare` | the next segment is made when it is needed | when its file of zeros is written |
 
 mod driver;
 mod error;
 mod flusher;
+mod image;
 mod lock;
+mod log;
 mod objects;
 mod recover;
 mod replica;
+mod restore;
 mod wal;
 mod watch;
 
-pub use error::{OpenError, WriteError};
-pub use replica::{Config, Replica};
+pub use dhow_consensus::{ChangeError, MemberChange, Members, Position, Progress, Role};
+pub use error::{OpenError, SnapshotError, WriteError};
+pub use image::{ImageError, Snapshot};
+pub use replica::{Alone, Config, Peers, Replica, RoleNow, Start, Status};
+pub use restore::{Restored, restore, set_aside};
 pub use watch::{AllWatch, Filter, From, Watch, WatchItem};

@@ -13,14 +13,18 @@
 //!   an error.
 //! * A damaged metadata log is cut short silently. The position and the state's hash are therefore compared with those
 //!   in our log.
+//!
+//! An image from another member becomes a database of its own beside the present one, and takes its place when it is
+//! whole: a directory of the name [`NEXT`] is complete, one of the name [`MAKING`] is not.
 
 use crate::error::OpenError;
-use crate::wal::{Checkpoint, damaged, failed};
+use crate::wal::{Checkpoint, damaged, failed, sync_dir};
 use bytes::Bytes;
-use dhow_consensus::Position;
+use dhow_consensus::{Members, Position};
 use dhow_state::{Key, Object};
-use dhow_types::Revision;
+use dhow_types::{Revision, Time};
 use std::collections::BTreeMap;
+use std::fs;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -30,8 +34,20 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
-/// The format that this version writes and the newest that it reads.
-const FORMAT: u64 = 1;
+/// The format that this version writes and the newest that it reads. Format 1 had no members in its head.
+const FORMAT: u64 = 2;
+
+/// Set in an object's revision if the time of its expiry follows: most objects do not expire.
+const EXPIRES: u64 = 1 << 63;
+
+/// Of the words in the head: the database came as an image, and the log from before it does not count.
+const INSTALLED: u64 = 1;
+
+/// A database that is complete and waits to take the place of the present one.
+const NEXT: &str = "objects.next";
+
+/// A database that is being made.
+const MAKING: &str = "objects.tmp";
 
 /// Entries in a leaf. Fixed at creation. A dirty leaf is rewritten whole, so small ones write less for scattered
 /// updates; 64 was the best of those measured.
@@ -61,12 +77,57 @@ pub(crate) struct Objects {
 pub(crate) struct Image {
     pub(crate) checkpoint: Checkpoint,
     pub(crate) objects: Vec<Object>,
+    /// It was an image from another member, and nothing has been flushed since.
+    pub(crate) installed: bool,
 }
 
 impl Objects {
     /// Where the database is in a data directory.
     pub(crate) fn path(dir: &Path) -> PathBuf {
         dir.join("objects")
+    }
+
+    /// Ends what a process before has begun: an image that is complete takes its place, one that is not is removed.
+    pub(crate) fn settle(dir: &Path) -> Result<(), OpenError> {
+        let (making, next, path) = (dir.join(MAKING), dir.join(NEXT), Self::path(dir));
+        for gone in [Some(&making), next.exists().then_some(&path)].into_iter().flatten() {
+            if gone.exists() {
+                fs::remove_dir_all(gone).map_err(failed("removing", gone))?;
+            }
+        }
+        if next.exists() {
+            fs::rename(&next, &path).map_err(failed("renaming", &next))?;
+        }
+        sync_dir(dir).map_err(failed("syncing", dir))
+    }
+
+    /// Puts a database of exactly these objects in the place of this one, or of none. After an error, the present
+    /// one may be gone, and what is there is what [`settle`](Objects::settle) leaves.
+    pub(crate) fn install(
+        dir: &Path,
+        member: u64,
+        present: Option<Objects>,
+        objects: &[Arc<Object>],
+        checkpoint: &Checkpoint,
+    ) -> Result<Self, OpenError> {
+        Self::settle(dir)?;
+        let making = dir.join(MAKING);
+        let made = Self::open(&making, member)?;
+        let fill = || -> io::Result<()> {
+            objects.iter().try_for_each(|object| made.put(object))?;
+            made.flush_head(checkpoint, INSTALLED)
+        };
+        if let Err(error) = guard(fill) {
+            made.forget();
+            return Err(failed("writing", &making)(error));
+        }
+        drop(made);
+        // Nobody writes the present one any more, and it is about to be deleted: it need not be flushed.
+        drop(present);
+        fs::rename(&making, dir.join(NEXT)).map_err(failed("renaming", &making))?;
+        sync_dir(dir).map_err(failed("syncing", dir))?;
+        Self::settle(dir)?;
+        Self::open(&Self::path(dir), member)
     }
 
     /// Opens or makes the database. sled may panic on files that it does not understand; that is damage, too.
@@ -123,24 +184,27 @@ impl Objects {
     fn read(&self, path: &Path, progress: &AtomicU64) -> Result<Option<Image>, OpenError> {
         let meta = guard(|| self.db.get(META)).map_err(|error| from_sled("reading", path, error))?;
         let Some(meta) = meta else { return Ok(None) };
-        let words: Vec<u64> = meta.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word)).collect();
-        let [format, member, index, term, revision, hash] = words[..] else {
-            let found = words.first().map_or(0, |format| *format as u32);
-            return match found {
-                0 | 1 => Err(damaged(path, "its head does not have the form of this version")),
-                found => Err(OpenError::Newer { path: path.to_owned(), found, known: FORMAT as u32 }),
-            };
+        let not_ours = || damaged(path, "its head does not have the form of this version");
+        let (head, rest) = meta.split_at_checked(48).ok_or_else(not_ours)?;
+        let words: Vec<u64> = head.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word)).collect();
+        let [format, member, index, term, revision, hash] = words[..] else { return Err(not_ours()) };
+        let (flags, members) = match format {
+            1 => (0, Some(Members::founded_by(self.member))),
+            FORMAT => {
+                let (flags, members) = rest.split_first_chunk().ok_or_else(not_ours)?;
+                (u64::from_be_bytes(*flags), Members::decode(members))
+            }
+            0 => return Err(not_ours()),
+            found => return Err(OpenError::Newer { path: path.to_owned(), found: found as u32, known: FORMAT as u32 }),
         };
-        if format != FORMAT {
-            return Err(OpenError::Newer { path: path.to_owned(), found: format as u32, known: FORMAT as u32 });
-        }
+        let members = members.ok_or_else(not_ours)?;
         if member != self.member {
             let dir = path.parent().unwrap_or(path).to_owned();
             return Err(OpenError::OtherMember { dir, found: member, wanted: self.member });
         }
         let objects = guard(|| self.read_objects(progress)).map_err(|error| from_sled("reading", path, error))?;
-        let checkpoint = Checkpoint { applied: Position { index, term }, revision, hash };
-        Ok(Some(Image { checkpoint, objects }))
+        let checkpoint = Checkpoint { applied: Position { index, term }, revision, hash, members };
+        Ok(Some(Image { checkpoint, objects, installed: flags & INSTALLED != 0 }))
     }
 
     fn read_objects(&self, progress: &AtomicU64) -> io::Result<Vec<Object>> {
@@ -159,7 +223,7 @@ impl Objects {
     }
 
     /// Writes what changed and where that leads, and makes it durable. After an error the database is not used again.
-    pub(crate) fn flush(&mut self, dirty: &Dirty, checkpoint: Checkpoint) -> io::Result<()> {
+    pub(crate) fn flush(&mut self, dirty: &Dirty, checkpoint: &Checkpoint) -> io::Result<()> {
         if !self.usable {
             return Err(io::Error::other("an earlier flush of the object database failed"));
         }
@@ -174,23 +238,37 @@ impl Objects {
         self.usable = false;
     }
 
-    fn write(&self, dirty: &Dirty, checkpoint: Checkpoint) -> io::Result<()> {
+    fn write(&self, dirty: &Dirty, checkpoint: &Checkpoint) -> io::Result<()> {
         for (key, object) in dirty {
             match object {
-                Some(object) => {
-                    let mut value = Vec::with_capacity(8 + object.json().len());
-                    value.extend_from_slice(&object.revision.0.to_be_bytes());
-                    value.extend_from_slice(object.json());
-                    self.db.insert(object_key(key), value)?;
-                }
+                Some(object) => self.put(object)?,
                 None => {
                     self.db.remove(object_key(key))?;
                 }
             }
         }
-        let Checkpoint { applied, revision, hash } = checkpoint;
-        let words = [FORMAT, self.member, applied.index, applied.term, revision, hash];
-        self.db.insert(META, words.map(u64::to_be_bytes).concat())?;
+        self.flush_head(checkpoint, 0)
+    }
+
+    fn put(&self, object: &Object) -> io::Result<()> {
+        let mut value = Vec::with_capacity(16 + object.json().len());
+        match object.expires {
+            None => value.extend_from_slice(&object.revision.0.to_be_bytes()),
+            Some(expires) => {
+                value.extend_from_slice(&(object.revision.0 | EXPIRES).to_be_bytes());
+                value.extend_from_slice(&expires.as_ms().to_be_bytes());
+            }
+        }
+        value.extend_from_slice(object.json());
+        self.db.insert(object_key(&object.key), value)?;
+        Ok(())
+    }
+
+    fn flush_head(&self, checkpoint: &Checkpoint, flags: u64) -> io::Result<()> {
+        let Checkpoint { applied, revision, hash, members } = checkpoint;
+        let words = [FORMAT, self.member, applied.index, applied.term, *revision, *hash, flags];
+        let head = [words.map(u64::to_be_bytes).concat(), members.encode()].concat();
+        self.db.insert(META, head)?;
         self.db.flush()?;
         Ok(())
     }
@@ -216,8 +294,17 @@ fn object_key(key: &Key) -> Vec<u8> {
 fn read_object(key: &[u8], value: &[u8]) -> Option<Object> {
     let mut parts = std::str::from_utf8(key.get(1..)?).ok()?.split('\0');
     let key = Key::new(parts.next()?, parts.next()?, parts.next()?);
-    let (revision, json) = value.split_first_chunk()?;
-    Object::restore(key, Revision(u64::from_be_bytes(*revision)), Bytes::copy_from_slice(json)).ok()
+    let (revision, rest) = value.split_first_chunk()?;
+    let revision = u64::from_be_bytes(*revision);
+    let (expires, json) = match revision & EXPIRES {
+        0 => (None, rest),
+        _ => {
+            let (expires, json) = rest.split_first_chunk()?;
+            (Some(Time::from_ms(i64::from_be_bytes(*expires))), json)
+        }
+    };
+    let object = Object::restore(key, Revision(revision & !EXPIRES), Bytes::copy_from_slice(json)).ok()?;
+    Some(object.expiring(expires))
 }
 
 /// Runs sled, and turns a panic of it into an error.

@@ -1,23 +1,28 @@
 //! The handle to a replica, and how one is started.
 
-use crate::driver::{Driver, Health, Request, Shared, Write};
-use crate::error::{OpenError, WriteError};
-use crate::flusher::Flusher;
+use crate::driver::{Driver, FromPeer, Request, Shared, Standing, Work, Write};
+use crate::error::{OpenError, SnapshotError, WriteError};
+use crate::flusher::{Disk, Flusher};
+use crate::image::{Reader, Snapshot};
+use crate::log::Log;
 use crate::recover::{Recovered, recover};
 use crate::wal::{damaged, failed};
 use crate::watch::{AllWatch, Filter, From, Hub, Watch};
-use dhow_consensus::{Consensus, LagMax};
-use dhow_state::{Applied, Compacted, HistoryMax, OBJECT_BYTES_MAX, Op, State, Txn};
+use bytes::{Bytes, BytesMut};
+use dhow_consensus::{Consensus, LagMax, MemberChange, Members, Position, Progress, Role};
+use dhow_state::{Applied, Compacted, HistoryMax, OBJECT_BYTES_MAX, State, Txn};
 use dhow_types::Revision;
-use std::collections::BTreeMap;
 use std::ffi::CString;
+use std::fmt;
+use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 /// The largest transaction. A frame of the log holds it whole, and a follower gets it in one message.
 const TXN_BYTES_MAX: usize = 8 << 20;
@@ -28,8 +33,91 @@ const REQUESTS_MAX: usize = 4_096;
 /// Bytes of the writes that wait or are on their way. More wait on their side.
 const REQUEST_BYTES_MAX: usize = 64 << 20;
 
-/// The length of a consensus tick: elections take 1 to 2 s.
-const TICK_MS: u64 = 100;
+/// Messages of other members that wait. More are lost, which consensus expects of a network.
+const INBOX_MAX: usize = 4_096;
+
+/// The length of a consensus tick: heartbeats every 100 ms, elections after 0.5 to 1 s of silence. A member that is dead
+/// is replaced within the second in which Kubernetes' clients try again, and a busy machine's pauses are shorter.
+const TICK_MS: u64 = 50;
+
+/// How long a transfer of leadership may take: an election, generously.
+const TRANSFER_WAIT: Duration = Duration::from_secs(3);
+
+/// The message ahead of a snapshot holds no entries.
+const MESSAGE_BYTES_MAX: usize = 1 << 20;
+
+/// How the other members are reached. Nothing here may block.
+pub trait Peers: Send + Sync + 'static {
+    /// Takes a message to a member, for [`Replica::receive`] there. It may be lost.
+    fn send(&self, to: u64, message: Bytes);
+    /// Streams a snapshot to a member, for [`Replica::receive_snapshot`] there, and then tells
+    /// [`Replica::snapshot_sent`] here.
+    fn send_snapshot(&self, to: u64, snapshot: Snapshot);
+}
+
+/// The peers of a member that has none and knows no way to any: whatever is sent is lost.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Alone;
+
+impl Peers for Alone {
+    fn send(&self, _to: u64, _message: Bytes) {}
+
+    fn send_snapshot(&self, _to: u64, _snapshot: Snapshot) {}
+}
+
+/// What an empty directory becomes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    /// A new cluster of this one member.
+    #[default]
+    New,
+    /// A member that has nothing and waits until a leader tells it.
+    Join,
+}
+
+/// What this member is, as far as it knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoleNow {
+    /// Which role.
+    pub role: Role,
+    /// In which term.
+    pub term: u64,
+    /// Who leads, this member included.
+    pub leader: Option<u64>,
+}
+
+/// Everything that can be told about a member.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// Which one.
+    pub member: u64,
+    /// Whether it votes without holding objects.
+    pub witness: bool,
+    /// What it is.
+    pub role: Role,
+    /// In which term.
+    pub term: u64,
+    /// Who leads, as far as it knows.
+    pub leader: Option<u64>,
+    /// Who the members are, as of `applied`.
+    pub members: Members,
+    /// The last entry of the log that its state holds.
+    pub applied: Position,
+    /// The last entry that it knows to be committed.
+    pub committed: u64,
+    /// The end of its log.
+    pub last: Position,
+    /// How far each member is; empty unless this one leads.
+    pub progress: Vec<Progress>,
+    /// What the object database takes on the disk.
+    pub database_bytes: u64,
+    /// What the log takes on the disk, its empty room included.
+    pub log_bytes: u64,
+    /// How many objects there are.
+    pub objects: usize,
+    /// The state's revision.
+    pub revision: Revision,
+}
 
 /// How to open a store.
 #[derive(Clone, Debug)]
@@ -38,11 +126,15 @@ pub struct Config {
     pub dir: PathBuf,
     /// Which member of the cluster this is; not zero.
     pub member: u64,
+    /// What an empty directory becomes; a used one goes on as what it was.
+    pub start: Start,
+    /// Votes and keeps the end of the log, and holds no objects.
+    pub witness: bool,
     /// The size of a log segment. The log takes at least two of them once it has grown; 64 MiB by default, so that a
     /// new one is rare and the disk of a small device can still hold three.
     pub segment_bytes: u64,
-    /// How long changes gather before the object database is brought up to date, and so about how much log a start
-    /// replays.
+    /// How long changes gather before the object database is brought up to date; up to fifteen times as long if they
+    /// are few. About as much log is replayed by a start.
     pub flush_every: Duration,
     /// How long a start waits for the object database while it makes no progress, before it takes it to be damaged.
     pub load_patience: Duration,
@@ -56,6 +148,8 @@ impl Config {
         Self {
             dir: dir.into(),
             member: 1,
+            start: Start::New,
+            witness: false,
             segment_bytes: 64 << 20,
             flush_every: Duration::from_secs(2),
             load_patience: Duration::from_secs(60),
@@ -66,54 +160,74 @@ impl Config {
 
 /// A handle to the store; cheap to clone. The store ends when it is [closed](Replica::close) or the last handle is
 /// dropped.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Replica {
     shared: Arc<Shared>,
     requests: mpsc::Sender<Request>,
+    inbox: mpsc::Sender<FromPeer>,
+    role: watch::Receiver<RoleNow>,
     room: Arc<Semaphore>,
+    dir: Arc<Path>,
+}
+
+impl fmt::Debug for Replica {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Replica").field("dir", &self.dir).finish_non_exhaustive()
+    }
 }
 
 impl Replica {
-    /// Recovers the store from its directory and starts it; returns once all that was ever acknowledged is applied.
-    /// Blocks: call it before there is traffic, and off the async threads.
-    pub fn open(config: Config) -> Result<Replica, OpenError> {
+    /// Recovers the store from its directory and starts it. A member that is alone returns once all that was ever
+    /// acknowledged is applied; one of several once its disk is read, whether or not there is a leader. Blocks: call it
+    /// before there is traffic, and off the async threads.
+    pub fn open(config: Config, peers: Arc<dyn Peers>) -> Result<Replica, OpenError> {
         assert!(config.member > 0, "members are counted from one");
-        let dir = config.dir.clone();
+        let Config { member, witness, history_max, .. } = config;
+        let dir: Arc<Path> = config.dir.as_path().into();
         let Recovered { lock, wal, objects, state, restored } = recover(&config)?;
-        let seed = RandomState::new().hash_one(std::process::id());
-        let consensus = dhow_consensus::Config {
-            member: config.member,
-            incarnation: RandomState::new().hash_one(seed),
-            seed,
-            tick_ms: TICK_MS,
-            witness: false,
-            lag_max: LagMax::default(),
-        };
-        let consensus = Consensus::new(consensus, restored).map_err(|error| damaged(&dir, &error.to_string()))?;
-        let disk = dir.clone();
-        let flusher = Flusher::start(objects, config.flush_every, move || free_bytes(&disk))
-            .map_err(failed("starting a thread for", &dir))?;
-        let shared = Arc::new(Shared { hub: Hub::new(state.revision()), state: RwLock::new(state) });
+        let alone = restored.members.is_sole_voter(member) && !witness;
+        let standing = Mutex::new(Standing { applied: restored.applied, members: restored.members.clone() });
+        let chance = RandomState::new();
+        let (incarnation, seed) = (chance.hash_one(std::process::id()), chance.hash_one(Instant::now()));
+        let settings =
+            dhow_consensus::Config { member, incarnation, seed, tick_ms: TICK_MS, witness, lag_max: LagMax::default() };
+        let consensus = Consensus::new(settings, restored).map_err(|error| damaged(&dir, &error.to_string()))?;
+        let free = dir.clone();
+        let free_bytes = Box::new(move || free_bytes(&free));
+        let disk = Disk { dir: config.dir, member, every: config.flush_every, free_bytes };
+        let no_thread = || failed("starting a thread for", &dir);
+        let flusher = Flusher::start(objects, disk).map_err(no_thread())?;
+        let log = Log::start(wal).map_err(no_thread())?;
+        let hub = Hub::new(state.revision());
+        let shared = Arc::new(Shared { hub, state: RwLock::new(state), standing, history_max });
         let (sender, requests) = mpsc::channel(REQUESTS_MAX);
+        let (inbox_sender, inbox) = mpsc::channel(INBOX_MAX);
+        let now = RoleNow { role: consensus.role(), term: consensus.term(), leader: consensus.leader() };
+        let (role, role_now) = watch::channel(now);
         let driver = Driver {
+            member,
+            witness,
             consensus,
-            wal,
+            log,
             flusher,
             shared: shared.clone(),
+            peers,
             requests,
+            inbox,
+            role,
             lock,
             clock: Instant::now(),
-            waiting: BTreeMap::new(),
-            reading: BTreeMap::new(),
-            next_id: 0,
-            health: Health::Good,
+            work: Work::default(),
         };
-        start(driver).map_err(failed("starting a thread for", &dir))?;
-        let replica = Replica { shared, requests: sender, room: Arc::new(Semaphore::new(REQUEST_BYTES_MAX)) };
-        replica.wait_until_ready().map_err(|error| {
-            let source = io::Error::other(error.to_string());
-            OpenError::Io { doing: "replaying the log of", path: dir, source }
-        })?;
+        start(driver).map_err(no_thread())?;
+        let room = Arc::new(Semaphore::new(REQUEST_BYTES_MAX));
+        let replica = Replica { shared, requests: sender, inbox: inbox_sender, role: role_now, room, dir: dir.clone() };
+        if alone {
+            replica.wait_until_ready().map_err(|error| {
+                let source = io::Error::other(error.to_string());
+                OpenError::Io { doing: "replaying the log of", path: dir.to_path_buf(), source }
+            })?;
+        }
         Ok(replica)
     }
 
@@ -128,22 +242,38 @@ impl Replica {
         })
     }
 
-    /// Does all of a transaction or nothing; answers when it is durable and applied. A caller that goes away does not
-    /// stop its write.
+    /// Does all of a transaction or nothing; answers when it is durable on a majority and applied here, on whichever
+    /// member. A caller that goes away does not stop its write.
     pub async fn write(&self, txn: Txn) -> Result<Applied, WriteError> {
-        if txn.ops.iter().any(|op| value_bytes(op) > OBJECT_BYTES_MAX) {
+        self.propose(txn, false).await
+    }
+
+    /// [`write`](Replica::write) that may wait for some seconds to share the sync of another one: for what is written
+    /// again and again, like heartbeats.
+    pub async fn write_lazily(&self, txn: Txn) -> Result<Applied, WriteError> {
+        self.propose(txn, true).await
+    }
+
+    async fn propose(&self, txn: Txn, lazy: bool) -> Result<Applied, WriteError> {
+        let too_large = |value: &Bytes| value.len() > OBJECT_BYTES_MAX;
+        if txn.ops.iter().any(|op| op.value().is_some_and(too_large)) {
             return Err(WriteError::TooLarge);
         }
-        let data = txn.encode();
+        let data: Bytes = txn.encode().into();
         if data.len() > TXN_BYTES_MAX {
             return Err(WriteError::TooLarge);
         }
+        // Here and not on the replica's thread, of which there is one.
+        let prepared = txn.prepare()?;
         let bytes = u32::try_from(data.len()).expect("8 MiB fit");
         let room = self.room.clone().acquire_many_owned(bytes).await.map_err(|_| closed())?;
         let (reply, answer) = oneshot::channel();
-        let write = Write { txn, data: data.into(), reply, _room: room };
-        self.requests.send(Request::Write(write)).await.map_err(|_| closed())?;
+        self.ask(Request::Write(Write { prepared, data, lazy, reply, _room: room })).await?;
         answer.await.map_err(|_| closed())?
+    }
+
+    async fn ask(&self, request: Request) -> Result<(), WriteError> {
+        self.requests.send(request).await.map_err(|_| closed())
     }
 
     /// The state as it is now. Hold it shortly and never across an `await`: it keeps writes from being applied.
@@ -154,7 +284,7 @@ impl Replica {
     /// Waits until the state holds every write that was acknowledged, by any member, before this call.
     pub async fn barrier(&self) -> Result<Revision, WriteError> {
         let (reply, answer) = oneshot::channel();
-        self.requests.send(Request::Barrier(reply)).await.map_err(|_| closed())?;
+        self.ask(Request::Barrier(reply)).await?;
         answer.await.map_err(|_| closed())?
     }
 
@@ -166,11 +296,8 @@ impl Replica {
         let (after, backlog) = match from {
             From::Now => (now, Vec::new()),
             From::After(revision) => {
-                let wanted = |change: &&Arc<dhow_state::Change>| {
-                    change.key.resource == filter.resource
-                        && filter.namespace.as_ref().is_none_or(|namespace| *namespace == change.key.namespace)
-                };
-                (now.max(revision), state.since(revision)?.filter(wanted).cloned().collect())
+                let backlog = state.since(revision)?.filter(|change| filter.wants(change)).cloned().collect();
+                (now.max(revision), backlog)
             }
         };
         Ok(self.shared.hub.add(Some(filter), after, backlog))
@@ -183,7 +310,94 @@ impl Replica {
         self.shared.hub.add_all(state.revision(), objects)
     }
 
-    /// Ends the store in order: later writes fail, everything is flushed, and the directory is free when this returns.
+    /// What this member is, now and from now on.
+    pub fn role(&self) -> watch::Receiver<RoleNow> {
+        self.role.clone()
+    }
+
+    /// Everything that can be told about this member.
+    pub async fn status(&self) -> Result<Status, WriteError> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Request::Status(reply)).await?;
+        let status = answer.await.map_err(|_| closed())?;
+        let database = crate::objects::Objects::path(&self.dir);
+        let database_bytes = tokio::task::spawn_blocking(move || bytes_below(&database)).await.unwrap_or(0);
+        Ok(Status { database_bytes, ..status })
+    }
+
+    /// Changes who the members are, on whichever member it is asked for; answers with those in force afterwards.
+    pub async fn change_members(&self, changes: Vec<MemberChange>) -> Result<Members, WriteError> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Request::Change(changes, reply)).await?;
+        answer.await.map_err(|_| closed())?
+    }
+
+    /// Lets another member lead: this one, or whichever is best. Answers when somebody else does.
+    pub async fn transfer_leadership(&self, to: Option<u64>) -> Result<(), WriteError> {
+        let mut role = self.role();
+        let before = role.borrow_and_update().leader;
+        if to.is_some() && to == before {
+            return Ok(());
+        }
+        self.ask(Request::Transfer(to)).await?;
+        let done = |now: &RoleNow| match to {
+            Some(to) => now.leader == Some(to),
+            None => now.leader.is_some() && now.leader != before,
+        };
+        match tokio::time::timeout(TRANSFER_WAIT, role.wait_for(done)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(closed()),
+            Err(_) => Err(WriteError::Unavailable("no other member could take over the lead".to_owned())),
+        }
+    }
+
+    /// A consistent image of the state as it is here and now; as bytes, a backup.
+    pub async fn snapshot(&self) -> Snapshot {
+        let state = self.state();
+        let Standing { applied, members } = self.shared.standing().clone();
+        Snapshot::new(&state, applied, members)
+    }
+
+    /// Takes a message of another member. Never blocks; when too many wait it is lost.
+    pub fn receive(&self, message: Bytes) {
+        // Consensus expects messages to be lost.
+        let _ = self.inbox.try_send(FromPeer::Message(message));
+    }
+
+    /// Takes a snapshot that another member's [`Peers::send_snapshot`] streams. Nothing of it counts before all of it
+    /// has come and is what was sent.
+    pub async fn receive_snapshot(&self, mut stream: impl AsyncRead + Unpin) -> Result<(), SnapshotError> {
+        let len = stream.read_u32_le().await.map_err(SnapshotError::Read)? as usize;
+        if len > MESSAGE_BYTES_MAX {
+            return Err(SnapshotError::Message(len));
+        }
+        let mut message = vec![0; len];
+        stream.read_exact(&mut message).await.map_err(SnapshotError::Read)?;
+        let mut reader = Reader::default();
+        let mut piece = BytesMut::with_capacity(256 << 10);
+        while stream.read_buf(&mut piece).await.map_err(SnapshotError::Read)? > 0 {
+            reader.feed(&piece)?;
+            piece.clear();
+        }
+        let image = Box::new(reader.finish(self.shared.history_max)?);
+        let snapshot = FromPeer::Snapshot { message: message.into(), image };
+        self.inbox.send(snapshot).await.map_err(|_| SnapshotError::Closed)
+    }
+
+    /// How the sending of a snapshot has ended.
+    pub fn snapshot_sent(&self, to: u64, ok: bool) {
+        // If the queue is full it is not heard, and the snapshot is sent again after a while.
+        let _ = self.inbox.try_send(FromPeer::SnapshotSent { to, ok });
+    }
+
+    /// A member cannot be reached now; what was sent to it of late may be lost.
+    pub fn unreachable(&self, to: u64) {
+        // A hint only.
+        let _ = self.inbox.try_send(FromPeer::Unreachable(to));
+    }
+
+    /// Ends the store in order: somebody else leads if somebody can, later writes fail, everything is flushed, and the
+    /// directory is free when this returns.
     pub async fn close(self) {
         let (closer, closed) = oneshot::channel();
         // Refused, or dropped unanswered, if someone else has closed it.
@@ -214,11 +428,14 @@ fn free_bytes(path: &Path) -> u64 {
     found.f_bavail.saturating_mul(found.f_frsize)
 }
 
-fn value_bytes(op: &Op) -> usize {
-    match op {
-        Op::Put { value, .. } => value.len(),
-        Op::Delete { last, .. } => last.as_ref().map_or(0, |last| last.len()),
-    }
+fn bytes_below(dir: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(dir) else { return 0 };
+    let sizes = entries.flatten().map(|entry| match entry.metadata() {
+        Ok(meta) if meta.is_dir() => bytes_below(&entry.path()),
+        Ok(meta) => meta.len(),
+        Err(_) => 0,
+    });
+    sizes.sum()
 }
 
 fn closed() -> WriteError {

@@ -7,7 +7,15 @@
 //! segment  = header (64 bytes: magic, format, member, number, first sequence, crc) frame… zeros
 //! frame    = magic u32 | length u32 | sequence u64 | crc of these u32 | crc of the body u32 | body | 0xA5
 //! body     = record…          record = type u8 | length u32 | payload          all little endian
+//!
+//! entry      = index u64 | term u64 | kind u8 | length of the tag u8 | tag | data
+//! hard state = term u64 | vote u64 | commit u64
+//! checkpoint = index u64 | term u64 | revision u64 | hash u64 | members
+//! reset      = index u64 | term u64          the log goes on behind this, and nothing before counts
 //! ```
+//!
+//! Format 1 had entries without kind and tag, and checkpoints without members; they are read, and new records go into a
+//! new segment.
 //!
 //! * Sequences grow by one; a hole is damage.
 //! * A frame that does not check, with a valid later frame behind it, is damage.
@@ -18,8 +26,7 @@
 //! Damage stops the member: it may have been acknowledged.
 
 use crate::error::OpenError;
-use bytes::Bytes;
-use dhow_consensus::{Entry, HardState, Position};
+use dhow_consensus::{Entry, EntryKind, HardState, Members, Position};
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -27,8 +34,12 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
+mod read;
+
+use read::Reader;
+
 /// The format that this version writes and the newest that it reads.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 const SEGMENT_MAGIC: &[u8; 8] = b"DHOWWAL\n";
 const SEGMENT_HEADER: usize = 64;
@@ -37,12 +48,27 @@ const FRAME_HEADER: usize = 24;
 const CLOSING: u8 = 0xa5;
 const SECTOR: usize = 512;
 
-const ENTRY: u8 = 1;
+const ENTRY_1: u8 = 1;
 const HARD_STATE: u8 = 2;
-const CHECKPOINT: u8 = 3;
+const CHECKPOINT_1: u8 = 3;
+const ENTRY: u8 = 4;
+const CHECKPOINT: u8 = 5;
+const RESET: u8 = 6;
+
+const NORMAL: u8 = 0;
+const MEMBERS: u8 = 1;
+
+/// What an entry takes in a frame beside its data.
+pub(crate) const ENTRY_OVERHEAD: usize = 64;
+
+/// What a frame takes beside its entries: the other records that may come with them.
+const FRAME_OVERHEAD: usize = 512;
 
 /// The first segment of a new store is small, so that a fresh cluster starts without writing 64 MiB of zeros.
 const FIRST_SEGMENT_BYTES: u64 = 4 << 20;
+
+/// A buffer that grew beyond this for one large frame is not kept: an idle store is small.
+const FRAME_BUFFER_KEPT: usize = 1 << 20;
 
 /// Closed segments that stay even when the object database covers them: if it silently falls back to an older epoch,
 /// the log still reaches over the gap.
@@ -50,12 +76,14 @@ const SEGMENTS_KEPT: usize = 1;
 
 /// What the object database held when it was last flushed; written here, outside of it, to be compared at the next
 /// start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Checkpoint {
     pub(crate) applied: Position,
     pub(crate) revision: u64,
     /// The hash of the state.
     pub(crate) hash: u64,
+    /// As of `applied`.
+    pub(crate) members: Members,
 }
 
 /// What the log holds.
@@ -66,12 +94,25 @@ pub(crate) struct Contents {
     pub(crate) hard_state: HardState,
     /// The latest one.
     pub(crate) checkpoint: Option<Checkpoint>,
+    /// The one with which the log began.
+    pub(crate) origin: Option<Checkpoint>,
+    /// Where the log last began anew, behind an image from another member.
+    pub(crate) reset: Option<Position>,
     /// The oldest entry that the log still has; `None` if it has none.
     pub(crate) first: Option<u64>,
     /// The newest entry, if there is one.
     pub(crate) last: u64,
     /// Nothing was ever dropped from the front.
     pub(crate) complete: bool,
+}
+
+/// What one frame shall hold.
+#[derive(Debug, Default)]
+pub(crate) struct Batch<'a> {
+    /// In the order in which they came: later ones replace earlier ones of the same index and those behind.
+    pub(crate) entries: Vec<&'a [Entry]>,
+    pub(crate) hard_state: Option<HardState>,
+    pub(crate) checkpoint: Option<Checkpoint>,
 }
 
 /// The open log.
@@ -85,16 +126,25 @@ pub(crate) struct Wal {
     next_sequence: u64,
     hard_state: HardState,
     checkpoint: Option<Checkpoint>,
-    /// The next segment, made ahead of its need.
-    spare: Option<JoinHandle<io::Result<File>>>,
+    spare: Spare,
     frame: Vec<u8>,
     broken: bool,
+}
+
+/// The next segment, made ahead of its need.
+#[derive(Debug)]
+enum Spare {
+    None,
+    Making(JoinHandle<io::Result<File>>),
+    Ready(File),
+    Failed(String),
 }
 
 #[derive(Debug)]
 struct Closed {
     path: PathBuf,
     last_index: u64,
+    bytes: u64,
 }
 
 #[derive(Debug)]
@@ -128,12 +178,14 @@ impl Wal {
         let mut current = None;
         for (position, (number, path)) in found.iter().enumerate() {
             let is_last = position + 1 == found.len();
-            let (file, end, capacity) = reader.segment(path, *number, is_last)?;
+            let read::Segment { file, end, capacity } = reader.segment(path, *number, is_last)?;
             let last_index = reader.last_index;
             if is_last {
+                // What this version writes does not belong into a segment of an older one.
+                let capacity = if reader.format == FORMAT { capacity } else { end };
                 current = Some(Current { file, path: path.clone(), number: *number, at: end, capacity, last_index });
             } else {
-                closed.push_back(Closed { path: path.clone(), last_index });
+                closed.push_back(Closed { path: path.clone(), last_index, bytes: capacity });
             }
         }
         let current = match current {
@@ -144,48 +196,121 @@ impl Wal {
                 make_segment(dir, member, 1, 1, capacity).map_err(failed("creating", &path))?
             }
         };
-        let mut contents = reader.contents;
-        contents.last = reader.last_index;
-        contents.complete = found.first().is_none_or(|(number, _)| *number == 1);
+        let (contents, next_sequence) = reader.finish(found.first().is_none_or(|(number, _)| *number == 1));
         let wal = Self {
             dir: dir.to_owned(),
             member,
             segment_bytes,
             closed,
             current,
-            next_sequence: reader.sequence.unwrap_or(1),
+            next_sequence,
             hard_state: contents.hard_state,
-            checkpoint: contents.checkpoint,
-            spare: None,
+            checkpoint: contents.checkpoint.clone(),
+            spare: Spare::None,
             frame: Vec::new(),
             broken: false,
         };
         Ok((wal, contents))
     }
 
-    /// Makes sure that a frame of this many bytes fits, so that a full disk is found before anything is promised.
-    pub(crate) fn reserve(&mut self, body_bytes: usize) -> io::Result<()> {
+    /// Makes sure that a frame of entries of this many bytes, [`ENTRY_OVERHEAD`] included, fits, so that a full disk is
+    /// found before anything is written.
+    pub(crate) fn reserve(&mut self, entry_bytes: usize) -> io::Result<()> {
         self.check()?;
-        let need = frame_bytes(body_bytes);
+        let need = frame_bytes(entry_bytes + FRAME_OVERHEAD);
         if self.current.at + need <= self.current.capacity {
             return Ok(());
         }
         self.rotate(need)
     }
 
-    /// Writes entries and hard state durably, in one frame.
-    pub(crate) fn append(&mut self, entries: &[Entry], hard_state: HardState) -> io::Result<()> {
-        self.hard_state = hard_state;
-        self.write(entries, Some(hard_state), None)
+    /// How many bytes can be written for certain.
+    pub(crate) fn room(&self) -> u64 {
+        let spare = if matches!(self.spare, Spare::Ready(_)) { self.segment_bytes } else { 0 };
+        (self.current.capacity - self.current.at + spare).saturating_sub(FRAME_OVERHEAD as u64)
     }
 
-    /// Notes durably what the object database has flushed, and drops the segments that nobody needs any more.
-    pub(crate) fn checkpoint(&mut self, checkpoint: Checkpoint) -> io::Result<()> {
-        self.checkpoint = Some(checkpoint);
-        self.write(&[], None, Some(checkpoint))?;
+    /// What the segments take on the disk.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.closed.iter().map(|closed| closed.bytes).sum::<u64>() + self.current.capacity
+    }
+
+    /// Looks after the spare segment. `true`: one is being made, look again soon. An error: there is no room for one.
+    pub(crate) fn tend(&mut self) -> Result<bool, String> {
+        if let Spare::Making(thread) = &self.spare
+            && thread.is_finished()
+        {
+            self.collect_spare();
+        }
+        // Writing zeros takes a while: it is begun when half of the segment is used.
+        if matches!(self.spare, Spare::None) && self.current.at > self.current.capacity / 2 {
+            self.begin_spare();
+        }
+        match &self.spare {
+            Spare::Failed(why) => Err(why.clone()),
+            spare => Ok(matches!(spare, Spare::Making(_))),
+        }
+    }
+
+    /// Tries again to make the spare segment that could not be made.
+    pub(crate) fn retry_spare(&mut self) {
+        if matches!(self.spare, Spare::Failed(_)) {
+            self.begin_spare();
+        }
+    }
+
+    fn begin_spare(&mut self) {
+        let (path, bytes) = (self.dir.join("spare.tmp"), self.segment_bytes);
+        let work = move || zeros(&path, bytes);
+        self.spare = match std::thread::Builder::new().name("dhow-wal-spare".into()).spawn(work) {
+            Ok(thread) => Spare::Making(thread),
+            Err(error) => Spare::Failed(error.to_string()),
+        };
+    }
+
+    /// Waits for the spare segment, if one is being made.
+    fn collect_spare(&mut self) {
+        let Spare::Making(thread) = std::mem::replace(&mut self.spare, Spare::None) else { return };
+        let made = thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that writes zeros panicked")));
+        self.spare = match made {
+            Ok(file) => Spare::Ready(file),
+            Err(error) => {
+                // Half a file would take the room that someone may be about to free.
+                let _ = fs::remove_file(self.dir.join("spare.tmp"));
+                Spare::Failed(error.to_string())
+            }
+        };
+    }
+
+    /// Writes a batch durably, in one frame. Notes of what the object database has flushed free segments.
+    pub(crate) fn write(&mut self, batch: Batch<'_>) -> io::Result<()> {
+        let Batch { entries, hard_state, checkpoint } = batch;
+        if let Some(hard_state) = hard_state {
+            self.hard_state = hard_state;
+        }
+        let noted = checkpoint.is_some();
+        if let Some(checkpoint) = checkpoint {
+            self.checkpoint = Some(checkpoint);
+        }
+        self.write_frame(&entries, None, hard_state.is_some(), noted)?;
+        if noted { self.drop_segments() } else { Ok(()) }
+    }
+
+    /// Begins the log anew behind an image whose objects are durable already.
+    pub(crate) fn reset(&mut self, hard_state: HardState, checkpoint: Checkpoint) -> io::Result<()> {
+        let position = checkpoint.applied;
+        (self.hard_state, self.checkpoint) = (hard_state, Some(checkpoint));
+        self.write_frame(&[], Some(position), true, true)?;
+        self.current.last_index = position.index;
+        self.closed.iter_mut().for_each(|closed| closed.last_index = 0);
+        self.drop_segments()
+    }
+
+    /// Drops the segments that nobody needs any more.
+    fn drop_segments(&mut self) -> io::Result<()> {
+        let covered = self.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.applied.index);
         let mut dropped = false;
-        while self.closed.len() > SEGMENTS_KEPT
-            && self.closed.front().is_some_and(|first| first.last_index <= checkpoint.applied.index)
+        while self.closed.len() > SEGMENTS_KEPT && self.closed.front().is_some_and(|first| first.last_index <= covered)
         {
             if let Some(first) = self.closed.pop_front() {
                 fs::remove_file(&first.path)?;
@@ -199,27 +324,36 @@ impl Wal {
         if self.broken { Err(io::Error::other("an earlier write to the log failed")) } else { Ok(()) }
     }
 
-    fn write(
+    fn write_frame(
         &mut self,
-        entries: &[Entry],
-        hard_state: Option<HardState>,
-        checkpoint: Option<Checkpoint>,
+        entries: &[&[Entry]],
+        reset: Option<Position>,
+        with_hard_state: bool,
+        with_checkpoint: bool,
     ) -> io::Result<()> {
-        let entry_bytes: usize = entries.iter().map(|entry| entry.data.len() + 21).sum();
-        self.reserve(entry_bytes + 128)?;
+        let all = || entries.iter().copied().flatten();
+        self.reserve(all().map(|entry| entry.data.len() + ENTRY_OVERHEAD).sum())?;
         self.frame.clear();
         self.frame.resize(FRAME_HEADER, 0);
         // The first frame of a segment repeats what the dropped ones before it may have held.
         let is_first = self.current.at == SEGMENT_HEADER as u64;
-        if let Some(hard_state) = hard_state.or(is_first.then_some(self.hard_state)) {
-            put_record(&mut self.frame, HARD_STATE, &[hard_state.term, hard_state.vote, hard_state.commit], &[]);
+        if let Some(Position { index, term }) = reset {
+            put_record(&mut self.frame, RESET, &[index, term], &[]);
         }
-        if let Some(checkpoint) = checkpoint.or(self.checkpoint.filter(|_| is_first)) {
-            let Checkpoint { applied, revision, hash } = checkpoint;
-            put_record(&mut self.frame, CHECKPOINT, &[applied.index, applied.term, revision, hash], &[]);
+        if with_hard_state || is_first {
+            let HardState { term, vote, commit } = self.hard_state;
+            put_record(&mut self.frame, HARD_STATE, &[term, vote, commit], &[]);
         }
-        for entry in entries {
-            put_record(&mut self.frame, ENTRY, &[entry.index, entry.term], &entry.data);
+        if let Some(checkpoint) = self.checkpoint.as_ref().filter(|_| with_checkpoint || is_first) {
+            let Checkpoint { applied, revision, hash, members } = checkpoint;
+            let words = [applied.index, applied.term, *revision, *hash];
+            put_record(&mut self.frame, CHECKPOINT, &words, &[&members.encode()]);
+        }
+        for entry in all() {
+            let kind = if entry.kind == EntryKind::Normal { NORMAL } else { MEMBERS };
+            let tag_len = u8::try_from(entry.tag.len()).map_err(|_| io::Error::other("a tag is longer than a byte"))?;
+            let parts: [&[u8]; 3] = [&[kind, tag_len], &entry.tag, &entry.data];
+            put_record(&mut self.frame, ENTRY, &[entry.index, entry.term], &parts);
         }
         self.finish_frame();
         // Whatever fails from here on leaves the file in a state that nobody knows.
@@ -229,8 +363,10 @@ impl Wal {
         self.broken = false;
         self.current.at += self.frame.len() as u64;
         self.next_sequence += 1;
-        self.current.last_index = entries.last().map_or(self.current.last_index, |entry| entry.index);
-        self.prepare_spare();
+        self.current.last_index = all().last().map_or(self.current.last_index, |entry| entry.index);
+        if self.frame.capacity() > FRAME_BUFFER_KEPT {
+            self.frame = Vec::new();
+        }
         Ok(())
     }
 
@@ -246,41 +382,33 @@ impl Wal {
         self.frame.push(CLOSING);
     }
 
-    /// Writing zeros takes a while: it is begun when half of the segment is used.
-    fn prepare_spare(&mut self) {
-        if self.spare.is_none() && self.current.at > self.current.capacity / 2 {
-            let (path, bytes) = (self.dir.join("spare.tmp"), self.segment_bytes);
-            let work = move || zeros(&path, bytes);
-            self.spare = std::thread::Builder::new().name("dhow-wal-spare".into()).spawn(work).ok();
-        }
-    }
-
     fn rotate(&mut self, need: u64) -> io::Result<()> {
-        let spare = self.spare.take().and_then(|thread| thread.join().ok()).and_then(Result::ok);
+        self.collect_spare();
         let capacity = self.segment_bytes.max(need + SEGMENT_HEADER as u64);
         let number = self.current.number + 1;
-        let made = match spare {
-            Some(file) if capacity == self.segment_bytes => {
+        let made = match std::mem::replace(&mut self.spare, Spare::None) {
+            Spare::Ready(file) if capacity == self.segment_bytes => {
                 name_segment(file, &self.dir, "spare.tmp", self.member, number, self.next_sequence, capacity)
             }
             _ => make_segment(&self.dir, self.member, number, self.next_sequence, capacity),
         };
-        let mut next = made.inspect_err(|_| {
+        let mut next = made.inspect_err(|error| {
             // Half a file would take the room that someone may be about to free.
             let _ = fs::remove_file(self.dir.join("spare.tmp"));
             let _ = fs::remove_file(self.dir.join("next.tmp"));
+            self.spare = Spare::Failed(error.to_string());
         })?;
         next.last_index = self.current.last_index;
-        let Current { path, last_index, .. } = std::mem::replace(&mut self.current, next);
-        self.closed.push_back(Closed { path, last_index });
+        let Current { path, last_index, capacity: bytes, .. } = std::mem::replace(&mut self.current, next);
+        self.closed.push_back(Closed { path, last_index, bytes });
         Ok(())
     }
 }
 
 impl Drop for Wal {
     fn drop(&mut self) {
-        if let Some(thread) = self.spare.take() {
-            let _ = thread.join();
+        self.collect_spare();
+        if matches!(self.spare, Spare::Ready(_)) {
             let _ = fs::remove_file(self.dir.join("spare.tmp"));
         }
     }
@@ -290,11 +418,12 @@ fn frame_bytes(body: usize) -> u64 {
     (FRAME_HEADER + body + 1) as u64
 }
 
-fn put_record(out: &mut Vec<u8>, kind: u8, words: &[u64], data: &[u8]) {
+fn put_record(out: &mut Vec<u8>, kind: u8, words: &[u64], parts: &[&[u8]]) {
+    let len = words.len() * 8 + parts.iter().map(|part| part.len()).sum::<usize>();
     out.push(kind);
-    out.extend_from_slice(&((words.len() * 8 + data.len()) as u32).to_le_bytes());
+    out.extend_from_slice(&(len as u32).to_le_bytes());
     words.iter().for_each(|word| out.extend_from_slice(&word.to_le_bytes()));
-    out.extend_from_slice(data);
+    parts.iter().for_each(|part| out.extend_from_slice(part));
 }
 
 fn segment_path(dir: &Path, number: u64) -> PathBuf {
@@ -370,214 +499,6 @@ fn name_segment(
 
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
-}
-
-/// Reads segments in order.
-struct Reader {
-    member: u64,
-    after: u64,
-    contents: Contents,
-    /// The one that must come next.
-    sequence: Option<u64>,
-    last_index: u64,
-}
-
-impl Reader {
-    fn new(member: u64, after: u64) -> Self {
-        Self { member, after, contents: Contents::default(), sequence: None, last_index: 0 }
-    }
-
-    /// Takes in a segment; gives it back open, with the end of its frames and its size.
-    fn segment(&mut self, path: &Path, number: u64, is_last: bool) -> Result<(File, u64, u64), OpenError> {
-        let bytes = Bytes::from(fs::read(path).map_err(failed("reading", path))?);
-        let first = self.header(path, &bytes, number)?;
-        let mut sequence = match self.sequence {
-            Some(expected) if expected != first => {
-                return Err(damaged(path, &format!("it begins with record {first}, not with record {expected}")));
-            }
-            _ => first,
-        };
-        let mut at = SEGMENT_HEADER;
-        while let Some(body) = frame(&bytes, at, sequence) {
-            self.body(path, bytes.slice(body.clone()))?;
-            at = (body.end + 1).min(bytes.len());
-            sequence += 1;
-        }
-        let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed("opening", path))?;
-        let end = judge(&bytes, at, sequence);
-        match end {
-            End::Clean => {}
-            End::Torn if is_last => {
-                tracing::warn!(segment = %path.display(), at, "wiped the unfinished end of the log");
-                wipe(&file, at as u64, bytes.len() as u64).map_err(failed("wiping the end of", path))?;
-            }
-            End::Torn => {
-                return Err(damaged(path, &format!("it breaks off at byte {at}, and another segment follows")));
-            }
-            End::Damaged(what) => return Err(damaged(path, &format!("at byte {at}, {what}"))),
-        }
-        if is_last {
-            // A frame that the last process wrote may still be in memory only, and it counts from now on.
-            file.sync_data().map_err(failed("syncing", path))?;
-        }
-        self.sequence = Some(sequence);
-        Ok((file, at as u64, bytes.len() as u64))
-    }
-
-    fn header(&self, path: &Path, bytes: &[u8], number: u64) -> Result<u64, OpenError> {
-        let header = bytes.get(..SEGMENT_HEADER).ok_or_else(|| damaged(path, "it is too short"))?;
-        let (content, crc) = header.split_at(SEGMENT_HEADER - 4);
-        if !content.starts_with(SEGMENT_MAGIC) {
-            return Err(damaged(path, "it does not begin as a log segment does"));
-        }
-        if crc32c::crc32c(content).to_le_bytes() != *crc {
-            return Err(damaged(path, "its header does not match its checksum"));
-        }
-        let word = |at: usize| u64_at(content, at).unwrap_or_default();
-        let format = u32::try_from(word(8)).unwrap_or(u32::MAX);
-        if format != FORMAT {
-            return Err(OpenError::Newer { path: path.to_owned(), found: format, known: FORMAT });
-        }
-        if word(16) != self.member {
-            let dir = path.parent().and_then(Path::parent).unwrap_or(path).to_owned();
-            return Err(OpenError::OtherMember { dir, found: word(16), wanted: self.member });
-        }
-        if word(24) != number {
-            return Err(damaged(path, &format!("it is segment {} by its header", word(24))));
-        }
-        Ok(word(32))
-    }
-
-    fn body(&mut self, path: &Path, mut body: Bytes) -> Result<(), OpenError> {
-        let broken = || damaged(path, "a record does not have the form that its checksum vouches for");
-        while !body.is_empty() {
-            let kind = body[0];
-            let len = body.get(1..5).and_then(|len| len.try_into().ok()).map(u32::from_le_bytes).ok_or_else(broken)?;
-            if body.len() < 5 + len as usize {
-                return Err(broken());
-            }
-            let payload = body.split_to(5 + len as usize).split_off(5);
-            let word = |at: usize| u64_at(&payload, at * 8).ok_or_else(broken);
-            match kind {
-                ENTRY => {
-                    let (index, term) = (word(0)?, word(1)?);
-                    self.entry(path, Entry { index, term, data: payload.slice(16..) })?;
-                }
-                HARD_STATE => self.contents.hard_state = HardState { term: word(0)?, vote: word(1)?, commit: word(2)? },
-                CHECKPOINT => {
-                    let applied = Position { index: word(0)?, term: word(1)? };
-                    self.contents.checkpoint = Some(Checkpoint { applied, revision: word(2)?, hash: word(3)? });
-                }
-                _ => return Err(damaged(path, &format!("it has a record of the unknown type {kind}"))),
-            }
-        }
-        Ok(())
-    }
-
-    fn entry(&mut self, path: &Path, entry: Entry) -> Result<(), OpenError> {
-        if self.contents.first.is_some() && entry.index > self.last_index + 1 {
-            let Entry { index, .. } = entry;
-            return Err(damaged(path, &format!("entry {index} follows entry {}", self.last_index)));
-        }
-        self.contents.first.get_or_insert(entry.index);
-        self.last_index = entry.index;
-        // A new leader's entries replace those that an old one could not get committed.
-        while self.contents.entries.last().is_some_and(|last| last.index >= entry.index) {
-            self.contents.entries.pop();
-        }
-        if entry.index > self.after {
-            // A copy, for a slice would keep the whole segment in memory.
-            let data = Bytes::copy_from_slice(&entry.data);
-            self.contents.entries.push(Entry { data, ..entry });
-        }
-        Ok(())
-    }
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-}
-
-/// The length of the body and the sequence, if a header stands at `at`.
-fn frame_header(bytes: &[u8], at: usize) -> Option<(usize, u64)> {
-    let header = bytes.get(at..at + FRAME_HEADER)?;
-    let valid = u32_at(header, 0)? == FRAME_MAGIC && u32_at(header, 16)? == crc32c::crc32c(&header[..16]);
-    valid.then_some((u32_at(header, 4)? as usize, u64_at(header, 8)?))
-}
-
-/// Where the body is, if the frame of this sequence stands whole at `at`. The closing byte may be missing: it only
-/// helps to judge a frame that does not check.
-fn frame(bytes: &[u8], at: usize, sequence: u64) -> Option<std::ops::Range<usize>> {
-    let (len, found) = frame_header(bytes, at)?;
-    let start = at + FRAME_HEADER;
-    let body = bytes.get(start..start.checked_add(len)?)?;
-    (found == sequence && u32_at(bytes, at + 20)? == crc32c::crc32c(body)).then_some(start..start + len)
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum End {
-    Clean,
-    Torn,
-    Damaged(&'static str),
-}
-
-/// What it means that no whole frame of this sequence stands at `at`.
-fn judge(bytes: &[u8], at: usize, sequence: u64) -> End {
-    let rest = &bytes[at..];
-    let Some(used) = rest.iter().rposition(|byte| *byte != 0).map(|last| last + 1) else { return End::Clean };
-    if later_frame(bytes, at, sequence) {
-        return End::Damaged("a record is unreadable, and later ones follow");
-    }
-    let Some((len, found)) = frame_header(bytes, at) else {
-        let header = &rest[..rest.len().min(FRAME_HEADER)];
-        let unwritten = used < FRAME_HEADER || header.iter().all(|byte| *byte == 0);
-        let torn = unwritten || has_empty_sector(bytes, at, at + header.len());
-        return if torn { End::Torn } else { End::Damaged("the head of the last record does not match its checksum") };
-    };
-    if found != sequence {
-        return End::Damaged("an older record stands where the log ends");
-    }
-    let end = (at + FRAME_HEADER).saturating_add(len);
-    let closed = bytes.get(end).is_some_and(|byte| *byte != 0);
-    if closed && !has_empty_sector(bytes, at, end) {
-        return End::Damaged("the last record does not match its checksum");
-    }
-    End::Torn
-}
-
-fn later_frame(bytes: &[u8], at: usize, sequence: u64) -> bool {
-    let magic = FRAME_MAGIC.to_le_bytes();
-    let starts =
-        bytes[at..].windows(4).enumerate().filter(|(_, window)| *window == magic).map(|(offset, _)| at + offset);
-    starts.into_iter().any(|start| frame_header(bytes, start).is_some_and(|(_, found)| found > sequence))
-}
-
-/// Whether a sector's share of `start..end` (to the sector's own end) is all zeros: it was never written.
-fn has_empty_sector(bytes: &[u8], start: usize, end: usize) -> bool {
-    let mut from = start;
-    while from < end {
-        let to = (from / SECTOR + 1) * SECTOR;
-        if bytes[from.min(bytes.len())..to.min(bytes.len())].iter().all(|byte| *byte == 0) {
-            return true;
-        }
-        from = to;
-    }
-    false
-}
-
-fn wipe(file: &File, from: u64, to: u64) -> io::Result<()> {
-    let block = vec![0; 1 << 20];
-    let mut at = from;
-    while at < to {
-        let part = (to - at).min(block.len() as u64);
-        file.write_all_at(&block[..part as usize], at)?;
-        at += part;
-    }
-    file.sync_all()
 }
 
 pub(crate) fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {

@@ -1,6 +1,6 @@
 //! Watchers: who waits for which changes, and the bounded queue of each.
 //!
-//! Watchers are found by resource and namespace, so that a change touches only those who asked for it. The replica's
+//! Watchers are found by resource, namespace and node, so that a change touches only those who asked for it. The replica's
 //! thread pushes whole batches; a watcher takes all that has gathered at once. A watcher whose queue is full is cut off
 //! with [`WatchItem::Lagged`] and has to list again: nobody is buffered for without bound.
 
@@ -26,6 +26,35 @@ pub struct Filter {
     pub resource: Arc<str>,
     /// One namespace, or all.
     pub namespace: Option<Arc<str>>,
+    /// Only changes of objects that are, or were until then, on this node, as their field `spec.nodeName` says.
+    pub node: Option<Arc<str>>,
+}
+
+impl Filter {
+    /// Everything of a resource, in one namespace or all.
+    pub fn new(resource: impl Into<Arc<str>>, namespace: Option<&str>) -> Self {
+        Self { resource: resource.into(), namespace: namespace.map(Arc::from), node: None }
+    }
+
+    /// Whether the change is wanted.
+    pub fn wants(&self, change: &Change) -> bool {
+        change.key.resource == self.resource
+            && self.namespace.as_ref().is_none_or(|namespace| *namespace == change.key.namespace)
+            && self.node.as_deref().is_none_or(|node| nodes(change).contains(&Some(node)))
+    }
+}
+
+/// The field by which agents ask for what is theirs.
+const NODE_FIELD: &str = "spec.nodeName";
+
+/// The nodes that a change concerns: where the object was, and where it is, if that is another one.
+fn nodes(change: &Change) -> [Option<&str>; 2] {
+    let (old, new) = (node(change.old.as_deref()), node(change.new.as_deref()));
+    [old, new.filter(|new| Some(*new) != old)]
+}
+
+fn node(object: Option<&Object>) -> Option<&str> {
+    object?.index.field(NODE_FIELD).filter(|node| !node.is_empty())
 }
 
 /// Where a watch begins.
@@ -177,6 +206,13 @@ impl Queue {
         fits
     }
 
+    fn cut(&self) {
+        let mut waiting = self.lock();
+        (waiting.changes, waiting.end) = (Vec::new(), End::Lagged);
+        drop(waiting);
+        self.wake.notify_one();
+    }
+
     fn close(&self) {
         let mut waiting = self.lock();
         if waiting.end == End::Open {
@@ -196,11 +232,14 @@ pub(crate) struct Hub {
 
 type Group = BTreeMap<u64, Arc<Queue>>;
 
+/// A namespace and a node; `None`: all of them.
+type Scope = (Option<Arc<str>>, Option<Arc<str>>);
+
 #[derive(Debug, Default)]
 struct Watchers {
     next_id: u64,
-    /// By resource, then by namespace (`None`: all of them).
-    by_resource: BTreeMap<Arc<str>, BTreeMap<Option<Arc<str>>, Group>>,
+    /// By resource, then by namespace and node.
+    by_resource: BTreeMap<Arc<str>, BTreeMap<Scope, Group>>,
     all: Group,
     closed: bool,
 }
@@ -238,9 +277,9 @@ impl Hub {
         let mut watchers = self.lock();
         watchers.group(filter).remove(&id);
         let Some(filter) = filter else { return };
-        if let Some(namespaces) = watchers.by_resource.get_mut(&filter.resource) {
-            namespaces.retain(|_, group| !group.is_empty());
-            if namespaces.is_empty() {
+        if let Some(scopes) = watchers.by_resource.get_mut(&filter.resource) {
+            scopes.retain(|_, group| !group.is_empty());
+            if scopes.is_empty() {
                 watchers.by_resource.remove(&filter.resource);
             }
         }
@@ -251,23 +290,35 @@ impl Hub {
         let mut watchers = self.lock();
         let Watchers { by_resource, all, .. } = &mut *watchers;
         all.retain(|_, queue| queue.push(changes));
-        let mut batches: BTreeMap<(&str, Option<&str>), Vec<Arc<Change>>> = BTreeMap::new();
+        let mut batches: BTreeMap<(&Arc<str>, Scope), Vec<Arc<Change>>> = BTreeMap::new();
         for change in changes {
-            let Some(namespaces) = by_resource.get(&change.key.resource) else { continue };
-            for namespace in [None, Some(&change.key.namespace)] {
-                if namespaces.contains_key(&namespace.cloned()) {
-                    let batch = batches.entry((&change.key.resource, namespace.map(|text| &**text))).or_default();
-                    batch.push(change.clone());
+            let Some(scopes) = by_resource.get(&change.key.resource) else { continue };
+            // Changes of resources that nobody watches by node are not asked for their node.
+            let by_node = scopes.keys().any(|(_, node)| node.is_some());
+            let nodes = if by_node { nodes(change).map(|node| node.map(Arc::from)) } else { [None, None] };
+            for node in [None].into_iter().chain(nodes.into_iter().flatten().map(Some)) {
+                for namespace in [None, Some(change.key.namespace.clone())] {
+                    let scope = (namespace, node.clone());
+                    if scopes.contains_key(&scope) {
+                        batches.entry((&change.key.resource, scope)).or_default().push(change.clone());
+                    }
                 }
             }
         }
-        for ((resource, namespace), batch) in batches {
-            let group =
-                by_resource.get_mut(resource).and_then(|namespaces| namespaces.get_mut(&namespace.map(Arc::from)));
-            if let Some(group) = group {
+        for ((resource, scope), batch) in batches {
+            if let Some(group) = by_resource.get_mut(resource).and_then(|scopes| scopes.get_mut(&scope)) {
                 group.retain(|_, queue| queue.push(&batch));
             }
         }
+        self.published.store(revision.0, Ordering::Release);
+    }
+
+    /// Another state has taken the place of the former one: what lies between is not known, so all have to list again.
+    pub(crate) fn cut(&self, revision: Revision) {
+        let mut watchers = self.lock();
+        let Watchers { by_resource, all, .. } = &mut *watchers;
+        let groups = by_resource.values_mut().flat_map(BTreeMap::values_mut).chain([all]);
+        groups.flat_map(|group| std::mem::take(group).into_values()).for_each(|queue| queue.cut());
         self.published.store(revision.0, Ordering::Release);
     }
 
@@ -284,8 +335,9 @@ impl Watchers {
     fn group(&mut self, filter: Option<&Filter>) -> &mut Group {
         match filter {
             None => &mut self.all,
-            Some(Filter { resource, namespace }) => {
-                self.by_resource.entry(resource.clone()).or_default().entry(namespace.clone()).or_default()
+            Some(Filter { resource, namespace, node }) => {
+                let scopes = self.by_resource.entry(resource.clone()).or_default();
+                scopes.entry((namespace.clone(), node.clone())).or_default()
             }
         }
     }

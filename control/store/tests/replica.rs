@@ -4,13 +4,14 @@
 
 use bytes::Bytes;
 use dhow_state::{Expect, Key, Op, Rejected, Txn};
-use dhow_store::{Config, Filter, From, OpenError, Replica, WatchItem, WriteError};
+use dhow_store::{Alone, Config, Filter, From, OpenError, Replica, WatchItem, WriteError};
 use dhow_types::{Revision, Rng};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 const SEGMENT: u64 = 64 << 10;
@@ -22,7 +23,7 @@ fn config(dir: &Path) -> Config {
 
 /// Opens off the async thread, as the store asks for.
 async fn open(config: Config) -> Result<Replica, OpenError> {
-    tokio::task::spawn_blocking(move || Replica::open(config)).await.unwrap()
+    tokio::task::spawn_blocking(move || Replica::open(config, Arc::new(Alone))).await.unwrap()
 }
 
 fn key(name: &str) -> Key {
@@ -193,7 +194,7 @@ async fn a_copy_at_any_moment_holds_all_that_was_acknowledged_before() {
 fn child_that_writes_until_it_is_killed() {
     let Ok(dir) = std::env::var("DHOW_TEST_STORE_DIR") else { return };
     let padding = "x".repeat(std::env::var("DHOW_TEST_VALUE_BYTES").map_or(0, |bytes| bytes.parse().unwrap()));
-    let replica = Replica::open(config(Path::new(&dir))).unwrap();
+    let replica = Replica::open(config(Path::new(&dir)), Arc::new(Alone)).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let start = replica.state().revision().0;
@@ -264,10 +265,7 @@ async fn a_killed_process_loses_nothing() {
 async fn watchers_see_every_change_once_and_in_order() {
     let dir = tempfile::tempdir().unwrap();
     let replica = open(config(dir.path())).await.unwrap();
-    let filter = |resource: &str, namespace: Option<&str>| Filter {
-        resource: resource.into(),
-        namespace: namespace.map(Into::into),
-    };
+    let filter = |resource: &str, namespace: Option<&str>| Filter::new(resource, namespace);
     replica.write(put("a", "1", Expect::Any)).await.unwrap();
     let mut from_start = replica.watch(filter("configmaps", Some("default")), From::After(Revision(0))).unwrap();
     let mut from_now = replica.watch(filter("configmaps", None), From::Now).unwrap();
@@ -311,7 +309,7 @@ async fn watchers_see_every_change_once_and_in_order() {
 async fn a_slow_watcher_is_cut_off_and_the_others_are_not() {
     let dir = tempfile::tempdir().unwrap();
     let replica = open(config(dir.path())).await.unwrap();
-    let filter = Filter { resource: "configmaps".into(), namespace: None };
+    let filter = Filter::new("configmaps", None);
     let mut slow = replica.watch(filter.clone(), From::Now).unwrap();
     let mut all = replica.watch_all();
     for n in 0..50 {
@@ -338,7 +336,7 @@ async fn a_watch_from_before_the_history_is_refused() {
     }
     replica.close().await;
     let replica = open(config(dir.path())).await.unwrap();
-    let filter = Filter { resource: "configmaps".into(), namespace: None };
+    let filter = Filter::new("configmaps", None);
     assert!(replica.watch(filter.clone(), From::After(Revision(3))).is_err());
     assert!(replica.watch(filter, From::After(Revision(10))).is_ok());
 }
@@ -472,7 +470,12 @@ async fn values_come_back_as_they_were_given() {
     let dir = tempfile::tempdir().unwrap();
     let replica = open(config(dir.path())).await.unwrap();
     let odd = r#"{ "z": 1.50, "a": 1e400, "metadata": {"name":"odd", "x": [] }, "u": "\u00e9é" }"#;
-    let txn = Txn::one(Op::Put { key: key("odd"), value: Bytes::from_static(odd.as_bytes()), expect: Expect::Any, expires: None });
+    let txn = Txn::one(Op::Put {
+        key: key("odd"),
+        value: Bytes::from_static(odd.as_bytes()),
+        expect: Expect::Any,
+        expires: None,
+    });
     replica.write(txn).await.unwrap();
     replica.close().await;
     let replica = open(config(dir.path())).await.unwrap();

@@ -1,11 +1,21 @@
 use super::*;
+use bytes::Bytes;
 use dhow_types::Rng;
 
 /// A segment size at which a few records already rotate.
 const SMALL: u64 = 4 << 10;
 
 fn entry(index: u64, len: usize) -> Entry {
-    Entry { index, term: 1, data: Bytes::from(format!("{index}:{}", "x".repeat(len))) }
+    let (kind, tag) = match index % 3 {
+        0 => (EntryKind::Members, Bytes::from_static(b"tag of somebody")),
+        1 => (EntryKind::Normal, Bytes::from_static(b"t")),
+        _ => (EntryKind::Normal, Bytes::new()),
+    };
+    Entry { index, term: 1, kind, tag, data: Bytes::from(format!("{index}:{}", "x".repeat(len))) }
+}
+
+fn append(wal: &mut Wal, entries: &[Entry], hard_state: HardState) -> io::Result<()> {
+    wal.write(Batch { entries: vec![entries], hard_state: Some(hard_state), checkpoint: None })
 }
 
 fn vote(commit: u64) -> HardState {
@@ -21,7 +31,7 @@ fn written(dir: &Path, count: u64, len: usize) -> (PathBuf, Vec<usize>) {
     let (mut wal, _) = open(dir).unwrap();
     let mut ends = Vec::new();
     for index in 1..=count {
-        wal.append(&[entry(index, len)], vote(index)).unwrap();
+        append(&mut wal, &[entry(index, len)], vote(index)).unwrap();
         ends.push(wal.current.at as usize);
     }
     assert!(wal.closed.is_empty(), "one segment is enough for the test");
@@ -42,7 +52,7 @@ fn what_is_written_is_read_back_across_segments() {
         assert!(contents.complete);
         assert_eq!(contents.hard_state.commit, next - 1);
         for _ in 0..20 {
-            wal.append(&[entry(next, 300), entry(next + 1, 5)], vote(next + 1)).unwrap();
+            append(&mut wal, &[entry(next, 300), entry(next + 1, 5)], vote(next + 1)).unwrap();
             next += 2;
         }
     }
@@ -59,9 +69,9 @@ fn what_is_written_is_read_back_across_segments() {
 fn a_record_larger_than_a_segment_gets_a_segment_of_its_size() {
     let dir = tempfile::tempdir().unwrap();
     let (mut wal, _) = open(dir.path()).unwrap();
-    wal.append(&[entry(1, 10)], vote(0)).unwrap();
-    wal.append(&[entry(2, 50_000)], vote(0)).unwrap();
-    wal.append(&[entry(3, 10)], vote(0)).unwrap();
+    append(&mut wal, &[entry(1, 10)], vote(0)).unwrap();
+    append(&mut wal, &[entry(2, 50_000)], vote(0)).unwrap();
+    append(&mut wal, &[entry(3, 10)], vote(0)).unwrap();
     drop(wal);
     assert_eq!(indexes(&open(dir.path()).unwrap().1), [1, 2, 3]);
 }
@@ -81,7 +91,7 @@ fn a_torn_last_record_is_wiped_wherever_it_breaks_off() {
             // Only the closing byte is missing at the last cut; the record itself is whole.
             let kept = if at + 1 == ends[2] { 3 } else { 2 };
             assert_eq!(contents.entries.len(), kept, "cut at {at}");
-            wal.append(&[entry(kept as u64 + 1, 3)], vote(0)).unwrap();
+            append(&mut wal, &[entry(kept as u64 + 1, 3)], vote(0)).unwrap();
             drop(wal);
             let again = open(dir.path()).unwrap().1;
             assert_eq!(indexes(&again), (1..=kept as u64 + 1).collect::<Vec<_>>());
@@ -149,7 +159,7 @@ fn segments_that_do_not_belong_together_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (mut wal, _) = open(dir.path()).unwrap();
     for index in 1..=60 {
-        wal.append(&[entry(index, 200)], vote(index)).unwrap();
+        append(&mut wal, &[entry(index, 200)], vote(index)).unwrap();
     }
     drop(wal);
     let found = segments(dir.path()).unwrap();
@@ -177,22 +187,27 @@ fn segments_that_do_not_belong_together_are_refused() {
     assert_eq!(open(dir.path()).unwrap().1.entries.len(), 60);
 }
 
+fn at(index: u64) -> Checkpoint {
+    let members = Members { voters: vec![1, index], ..Members::default() };
+    Checkpoint { applied: Position { index, term: 1 }, revision: index, hash: 77, members }
+}
+
 #[test]
 fn checkpoints_drop_what_they_cover_and_survive_it() {
     let dir = tempfile::tempdir().unwrap();
     let (mut wal, _) = open(dir.path()).unwrap();
     for index in 1..=100 {
-        wal.append(&[entry(index, 200)], vote(index)).unwrap();
+        append(&mut wal, &[entry(index, 200)], vote(index)).unwrap();
     }
     let before = segments(dir.path()).unwrap().len();
-    let at = |index| Checkpoint { applied: Position { index, term: 1 }, revision: index, hash: 77 };
-    wal.checkpoint(at(50)).unwrap();
+    let note = |wal: &mut Wal, index| wal.write(Batch { checkpoint: Some(at(index)), ..Batch::default() });
+    note(&mut wal, 50).unwrap();
     let after = segments(dir.path()).unwrap().len();
     assert!(after < before);
     for index in 101..=140 {
-        wal.append(&[entry(index, 200)], vote(index)).unwrap();
+        append(&mut wal, &[entry(index, 200)], vote(index)).unwrap();
     }
-    wal.checkpoint(at(140)).unwrap();
+    note(&mut wal, 140).unwrap();
     drop(wal);
     assert_eq!(segments(dir.path()).unwrap().len(), 1 + SEGMENTS_KEPT);
     let (_, contents) = open(dir.path()).unwrap();
@@ -205,9 +220,9 @@ fn checkpoints_drop_what_they_cover_and_survive_it() {
 fn a_later_leaders_entries_replace_those_before_them() {
     let dir = tempfile::tempdir().unwrap();
     let (mut wal, _) = open(dir.path()).unwrap();
-    wal.append(&[entry(1, 1), entry(2, 1), entry(3, 1)], vote(0)).unwrap();
+    append(&mut wal, &[entry(1, 1), entry(2, 1), entry(3, 1)], vote(0)).unwrap();
     let newer = Entry { term: 2, ..entry(2, 9) };
-    wal.append(std::slice::from_ref(&newer), HardState { term: 2, vote: 0, commit: 1 }).unwrap();
+    append(&mut wal, std::slice::from_ref(&newer), HardState { term: 2, vote: 0, commit: 1 }).unwrap();
     drop(wal);
     let (_, contents) = open(dir.path()).unwrap();
     assert_eq!(contents.entries, [entry(1, 1), newer]);
@@ -242,14 +257,14 @@ fn a_disk_without_room_for_a_segment_refuses_before_anything_is_written() {
     let blocks = [dir.path().join("next.tmp"), dir.path().join("spare.tmp")];
     blocks.iter().for_each(|block| fs::create_dir(block).unwrap());
     let mut index = 0;
-    while wal.reserve(600).is_ok() {
+    while wal.reserve(1_000).is_ok() {
         index += 1;
-        wal.append(&[entry(index, 400)], vote(index)).unwrap();
+        append(&mut wal, &[entry(index, 400)], vote(index)).unwrap();
     }
-    assert!(wal.reserve(600).is_err(), "the answer stays the same");
+    assert!(wal.reserve(1_000).is_err(), "the answer stays the same");
     blocks.iter().for_each(|block| fs::remove_dir(block).unwrap());
-    wal.reserve(600).unwrap();
-    wal.append(&[entry(index + 1, 400)], vote(index)).unwrap();
+    wal.reserve(1_000).unwrap();
+    append(&mut wal, &[entry(index + 1, 400)], vote(index)).unwrap();
     drop(wal);
     assert_eq!(indexes(&open(dir.path()).unwrap().1), (1..=index + 1).collect::<Vec<_>>());
 }
@@ -258,13 +273,70 @@ fn a_disk_without_room_for_a_segment_refuses_before_anything_is_written() {
 fn after_a_failed_write_nothing_is_written_any_more() {
     let dir = tempfile::tempdir().unwrap();
     let (mut wal, _) = open(dir.path()).unwrap();
-    wal.append(&[entry(1, 10)], vote(1)).unwrap();
+    append(&mut wal, &[entry(1, 10)], vote(1)).unwrap();
     let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
     let real = std::mem::replace(&mut wal.current.file, full);
-    assert!(wal.append(&[entry(2, 10)], vote(2)).is_err());
+    assert!(append(&mut wal, &[entry(2, 10)], vote(2)).is_err());
     wal.current.file = real;
-    assert!(wal.append(&[entry(2, 10)], vote(2)).is_err());
+    assert!(append(&mut wal, &[entry(2, 10)], vote(2)).is_err());
     assert!(wal.reserve(1).is_err());
     drop(wal);
     assert_eq!(indexes(&open(dir.path()).unwrap().1), [1]);
+}
+
+#[test]
+fn a_reset_log_goes_on_behind_the_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut wal, _) = open(dir.path()).unwrap();
+    wal.write(Batch { checkpoint: Some(at(0)), ..Batch::default() }).unwrap();
+    for index in 1..=40 {
+        append(&mut wal, &[entry(index, 300)], vote(index)).unwrap();
+    }
+    assert_eq!(Wal::open(dir.path(), 1, SMALL, 0).unwrap().1.origin, Some(at(0)));
+    let hard_state = HardState { term: 7, vote: 0, commit: 500 };
+    wal.reset(hard_state, at(500)).unwrap();
+    assert!(segments(dir.path()).unwrap().len() <= 1 + SEGMENTS_KEPT, "nobody needs what was before");
+    drop(wal);
+    let (mut wal, contents) = open(dir.path()).unwrap();
+    assert_eq!((indexes(&contents), contents.last, contents.first), (vec![], 500, None));
+    assert_eq!((contents.hard_state, contents.reset), (hard_state, Some(Position { index: 500, term: 1 })));
+    assert_eq!((contents.checkpoint, contents.origin, contents.complete), (Some(at(500)), None, false));
+    append(&mut wal, &[entry(501, 3)], hard_state).unwrap();
+    drop(wal);
+    let (_, contents) = open(dir.path()).unwrap();
+    assert_eq!((indexes(&contents), contents.first, contents.last), (vec![501], Some(501), 501));
+}
+
+#[test]
+fn a_log_of_the_former_format_is_read_and_continued() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut wal, _) = open(dir.path()).unwrap();
+    // As format 1 wrote it: a header that says so, entries without kind and tag, a checkpoint without members.
+    wal.frame.resize(FRAME_HEADER, 0);
+    put_record(&mut wal.frame, HARD_STATE, &[3, 1, 1], &[]);
+    put_record(&mut wal.frame, CHECKPOINT_1, &[1, 3, 1, 99], &[]);
+    put_record(&mut wal.frame, ENTRY_1, &[1, 3], &[b"one"]);
+    put_record(&mut wal.frame, ENTRY_1, &[2, 3], &[b""]);
+    wal.finish_frame();
+    wal.current.file.write_all_at(&wal.frame, wal.current.at).unwrap();
+    let path = wal.current.path.clone();
+    drop(wal);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[8] = 1;
+    let crc = crc32c::crc32c(&bytes[..SEGMENT_HEADER - 4]);
+    bytes[SEGMENT_HEADER - 4..SEGMENT_HEADER].copy_from_slice(&crc.to_le_bytes());
+    fs::write(&path, bytes).unwrap();
+
+    let old = |index, data: &'static [u8]| {
+        let (kind, tag, data) = (EntryKind::Normal, Bytes::new(), Bytes::from_static(data));
+        Entry { index, term: 3, kind, tag, data }
+    };
+    for round in 0..2 {
+        let (mut wal, contents) = open(dir.path()).unwrap();
+        assert_eq!(contents.entries[..2], [old(1, b"one"), old(2, b"")]);
+        assert_eq!(contents.hard_state.term, 3);
+        assert_eq!(contents.checkpoint.unwrap().members, Members::founded_by(1));
+        append(&mut wal, &[entry(3 + round, 5)], HardState { term: 3, vote: 1, commit: 2 }).unwrap();
+        assert_eq!(wal.current.number, 2, "new records go into a segment of the new format");
+    }
 }
