@@ -106,7 +106,7 @@ impl App {
                 Err(WriteError::Rejected(rejected)) if plans >= PLANS_MAX => return Err(rejection(kind, &rejected)),
                 Err(WriteError::Rejected(_)) => {}
                 Err(WriteError::TooLarge) => return Err(ApiError::too_large(dhow_state::OBJECT_BYTES_MAX)),
-                Err(error @ WriteError::Unavailable(_)) => return Err(ApiError::unavailable(error.to_string())),
+                Err(error) => return Err(ApiError::unavailable(error.to_string())),
             }
         }
     }

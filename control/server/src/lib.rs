@@ -46,7 +46,7 @@ use dhow_pki::token::JoinToken;
 use dhow_pki::{Ca, Identity, PkiError};
 use dhow_quic::{Endpoint, QuicError, Tls};
 use dhow_registry::Registry;
-use dhow_store::{OpenError, Replica};
+use dhow_store::{Alone, OpenError, Replica};
 use dhow_tasks::Tasks;
 use serde_json::json;
 use std::net::SocketAddr;
@@ -169,7 +169,7 @@ impl Server {
         let registry =
             Registry::open(&registry_dir).map_err(|source| ServerError::Io { path: registry_dir, source })?;
         let store = dhow_store::Config::new(data_dir.join("store"));
-        let opening = tokio::task::spawn_blocking(move || Replica::open(store)).await;
+        let opening = tokio::task::spawn_blocking(move || Replica::open(store, Arc::new(Alone))).await;
         let replica = opening.map_err(|error| ServerError::Refused(format!("opening the store: {error}")))??;
         let admin = pki::admin_identity(&ca, now)?;
         let (tasks, machines) = (Tasks::new("api"), Tasks::new("controllers"));

@@ -49,7 +49,7 @@ pub(crate) fn watch(call: &Call<'_>) -> Result<Answer, ApiError> {
         (None, At::NotOlderThan(revision) | At::Exact(revision)) => revision,
         (None, At::Newest | At::Any) => call.app.replica.state().revision(),
     };
-    let filter = Filter { resource: call.kind.resource().into(), namespace: namespace.map(Arc::from) };
+    let filter = Filter::new(call.kind.resource(), namespace);
     let watch = match call.app.replica.watch(filter, From::After(after)) {
         Ok(watch) => watch,
         Err(compacted) => {
