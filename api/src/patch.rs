@@ -1,4 +1,5 @@
-//! JSON patches (RFC 6902) and merge patches (RFC 7386). Both keep the order of the keys that stay.
+//! JSON patches (RFC 6902), merge patches (RFC 7386), strategic ones, and the patch of a client-side apply. All keep
+//! the order of the keys that stay.
 
 use serde_json::Map;
 
@@ -6,7 +7,9 @@ use crate::Tree;
 use crate::status::ApiError;
 
 mod strategic;
+mod three_way;
 pub use strategic::strategic;
+pub use three_way::{Versions, three_way};
 
 /// Most operations in one JSON patch: upstream's limit.
 pub const OPERATIONS_MAX: usize = 10_000;

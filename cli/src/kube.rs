@@ -59,6 +59,11 @@ impl Resource {
         if self.group.is_empty() { self.plural.clone() } else { format!("{}.{}", self.plural, self.group) }
     }
 
+    /// `v1`, `apps/v1`.
+    pub(crate) fn api_version(&self) -> String {
+        if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
+    }
+
     /// The path of the collection, or of one object; `None` for the namespace means all namespaces.
     pub(crate) fn path(&self, namespace: Option<&str>, name: Option<&str>) -> String {
         let namespace = namespace.filter(|_| self.namespaced);

@@ -45,17 +45,24 @@ fn hint(err: &ClientError) -> Option<&'static str> {
     }
 }
 
+/// The narrowest column, with the blanks behind it: `kubectl`'s.
+const COLUMN_WIDTH_MIN: usize = 6;
+
+/// The blanks between two columns.
+const PADDING: usize = 3;
+
 /// Prints rows in columns, three spaces apart, as `kubectl` does.
 pub(crate) fn table(rows: &[Vec<String>]) {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
-        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+        let widest = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+        (widest + PADDING).max(COLUMN_WIDTH_MIN)
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     for row in rows {
         let mut text = String::new();
         for (cell, width) in row.iter().zip(&widths) {
-            text.push_str(&format!("{cell:<width$}   "));
+            text.push_str(&format!("{cell:<width$}"));
         }
         line(text.trim_end());
     }

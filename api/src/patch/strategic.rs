@@ -14,10 +14,10 @@ use crate::Tree;
 use crate::schema::{FieldType, Type, table};
 use crate::status::{ApiError, Reason};
 
-const PATCH: &str = "$patch";
-const RETAIN_KEYS: &str = "$retainKeys";
-const DELETE_FROM: &str = "$deleteFromPrimitiveList/";
-const SET_ORDER: &str = "$setElementOrder/";
+pub(super) const PATCH: &str = "$patch";
+pub(super) const RETAIN_KEYS: &str = "$retainKeys";
+pub(super) const DELETE_FROM: &str = "$deleteFromPrimitiveList/";
+pub(super) const SET_ORDER: &str = "$setElementOrder/";
 
 /// Most entries that merge with each other: each is compared with each, and no real list comes near. More is refused.
 const ENTRIES_MAX: usize = 10_000;
@@ -42,22 +42,30 @@ pub fn strategic(old: &Tree, patch: &Tree, type_name: &str) -> Result<Tree, ApiE
 }
 
 /// An object's fields.
-type Object = Map<String, Tree>;
+pub(super) type Object = Map<String, Tree>;
 
 /// What is known about the place that a patch has come to.
 #[derive(Clone, Copy)]
-enum Shape {
+pub(super) enum Shape {
     Object(&'static Type),
     Map(&'static FieldType),
     Unknown,
 }
 
 /// What is known about one field there.
-struct FieldShape {
+pub(super) struct FieldShape {
     /// Of the field's value, or of its entries if it is a list.
-    inner: Shape,
-    merge: bool,
-    merge_key: Option<&'static str>,
+    pub(super) inner: Shape,
+    pub(super) merge: bool,
+    pub(super) merge_key: Option<&'static str>,
+    pub(super) retain_keys: bool,
+}
+
+impl FieldShape {
+    /// What a JSON merge patch would do.
+    fn merged_as_map(inner: Shape) -> FieldShape {
+        FieldShape { inner, merge: false, merge_key: None, retain_keys: false }
+    }
 }
 
 impl Shape {
@@ -70,18 +78,19 @@ impl Shape {
         }
     }
 
-    fn field(self, name: &str) -> FieldShape {
+    pub(super) fn field(self, name: &str) -> FieldShape {
         match self {
             Shape::Object(of) => match of.field(name) {
                 Some(field) => FieldShape {
                     inner: Shape::of(&field.ty),
                     merge: field.patch_strategy.merge,
                     merge_key: field.patch_merge_key,
+                    retain_keys: field.patch_strategy.retain_keys,
                 },
-                None => FieldShape { inner: Shape::Unknown, merge: false, merge_key: None },
+                None => FieldShape::merged_as_map(Shape::Unknown),
             },
-            Shape::Map(entry) => FieldShape { inner: Shape::of(entry), merge: false, merge_key: None },
-            Shape::Unknown => FieldShape { inner: Shape::Unknown, merge: false, merge_key: None },
+            Shape::Map(entry) => FieldShape::merged_as_map(Shape::of(entry)),
+            Shape::Unknown => FieldShape::merged_as_map(Shape::Unknown),
         }
     }
 }
@@ -284,7 +293,8 @@ fn apply_entry_directives(
         }
     }
     if replace {
-        old.clear();
+        // The patch's entries are the whole list, also two of one key.
+        return Ok((changes.into_iter().filter_map(|entry| plain(&Tree::Object(entry))).collect(), Vec::new()));
     }
     Ok((old, changes))
 }

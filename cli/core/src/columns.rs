@@ -31,11 +31,10 @@ impl Columns {
     /// Reads `HEADER:PATH,…`.
     pub fn parse(text: &str) -> Result<Self, ColumnsError> {
         let column = |text: &str| {
-            let (header, path) = text
-                .split_once(':')
-                .filter(|(_, path)| !path.is_empty())
-                .ok_or_else(|| ColumnsError::Column(text.to_owned()))?;
-            Ok((header.to_owned(), Template::parse_relaxed(path)?))
+            let (header, path) = text.split_once(':').ok_or_else(|| ColumnsError::Column(text.to_owned()))?;
+            // A column without a path is empty, as with `kubectl`.
+            let path = if path.is_empty() { Template::parse("")? } else { Template::parse_relaxed(path)? };
+            Ok((header.to_owned(), path))
         };
         text.split(',').map(column).collect::<Result<_, ColumnsError>>().map(Self)
     }
@@ -78,11 +77,11 @@ mod tests {
     #[test]
     fn rows_are_what_the_paths_lead_to() {
         let object = json!({"a": "x", "list": [{"n": 1}, {"n": 2}], "map": {"k": "v"}});
-        let columns = Columns::parse("A:.a,N:list[*].n,MAP:{.map},NONE:.nope").unwrap();
-        assert_eq!(columns.heading(), ["A", "N", "MAP", "NONE"]);
-        assert_eq!(columns.row(&object).unwrap(), ["x", "1,2", "map[k:v]", "<none>"]);
+        let columns = Columns::parse("A:.a,N:list[*].n,MAP:{.map},NONE:.nope,EMPTY:").unwrap();
+        assert_eq!(columns.heading(), ["A", "N", "MAP", "NONE", "EMPTY"]);
+        assert_eq!(columns.row(&object).unwrap(), ["x", "1,2", "map[k:v]", "<none>", "<none>"]);
         assert_eq!(Columns::parse_file("A N\n.a list[*].n\n").unwrap().row(&object).unwrap(), ["x", "1,2"]);
-        for bad in ["", "A", "A:", "A:.a,", "A:{.a}{.b}"] {
+        for bad in ["", "A", "A:.a,", "A:{.a}{.b}"] {
             assert!(Columns::parse(bad).is_err(), "{bad}");
         }
         assert!(Columns::parse_file("A B\n.a").is_err());

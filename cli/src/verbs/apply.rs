@@ -1,17 +1,23 @@
 //! `dhow apply`: makes the cluster's objects what the manifests say.
 //!
-//! Client-side apply as `kubectl` does it: the manifest is kept in an annotation, so that a field which a later
-//! manifest leaves out is removed, and fields that others set stay. The patch is a JSON merge patch (RFC 7386): a
-//! list that differs is replaced as a whole.
+//! Client-side apply as `kubectl` does it, to the byte of the annotation, so that both can take turns on one object:
+//! the manifest is kept with the object, a field or list entry that a later manifest leaves out is removed, and what
+//! others set stays.
 
-use crate::kube::{Discovery, Global, Session, manifests, name_of};
+use crate::kube::{Discovery, Global, Resource, Session, manifests, name_of};
 use crate::output;
-use anyhow::{Context as _, bail};
-use dhow_client::PatchType;
+use anyhow::bail;
+use dhow_api::patch::{Versions, three_way};
+use dhow_api::schema::table;
+use dhow_cli_core::goform;
+use dhow_client::{ClientError, PatchType};
 use serde_json::{Map, Value as Tree};
 use std::path::PathBuf;
 
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// How often a patch is made anew when somebody else was faster.
+const ATTEMPTS_MAX: u32 = 5;
 
 /// Which manifests.
 #[derive(clap::Args)]
@@ -19,20 +25,48 @@ pub(crate) struct Args {
     /// A manifest file, a directory of them, or `-` for standard input
     #[arg(short = 'f', long = "filename", required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
+    /// Only tell what would be done; `server` lets the server check it as well
+    #[arg(long, value_enum, default_value_t = DryRun::None)]
+    dry_run: DryRun,
+}
+
+/// How much is done.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum DryRun {
+    /// All of it.
+    None,
+    /// Nothing is sent.
+    Client,
+    /// Everything is sent, and the server keeps nothing.
+    Server,
+}
+
+impl DryRun {
+    fn query(self) -> String {
+        format!("fieldManager=dhow&fieldValidation=Strict{}", if self == Self::Server { "&dryRun=All" } else { "" })
+    }
+
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::Client => " (dry run)",
+            Self::Server => " (server dry run)",
+        }
+    }
 }
 
 pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     let session = global.session()?;
-    apply(&session, &args.paths).await
+    apply(&session, &args.paths, args.dry_run).await
 }
 
 /// Applies all manifests, goes on after a refused one, and fails at the end if there was any.
-pub(crate) async fn apply(session: &Session, paths: &[PathBuf]) -> anyhow::Result<()> {
+pub(crate) async fn apply(session: &Session, paths: &[PathBuf], dry_run: DryRun) -> anyhow::Result<()> {
     let trees = manifests(paths)?;
     let discovery = Discovery::fetch(&session.client).await?;
     let mut failed = 0;
     for tree in &trees {
-        match apply_one(session, &discovery, tree).await {
+        match apply_one(session, &discovery, tree, dry_run).await {
             Ok(line) => output::line(line),
             Err(err) => {
                 failed += 1;
@@ -50,82 +84,94 @@ pub(crate) async fn apply(session: &Session, paths: &[PathBuf]) -> anyhow::Resul
     Ok(())
 }
 
-async fn apply_one(session: &Session, discovery: &Discovery, manifest: &Tree) -> anyhow::Result<String> {
+async fn apply_one(
+    session: &Session,
+    discovery: &Discovery,
+    manifest: &Tree,
+    dry_run: DryRun,
+) -> anyhow::Result<String> {
     let resource = discovery.of(manifest)?;
     let name = name_of(manifest);
     if name.is_empty() {
         bail!("`metadata.name` is missing");
     }
     let namespace = manifest["metadata"]["namespace"].as_str().unwrap_or(&session.namespace);
-    let collection = resource.path(Some(namespace), None);
     let path = resource.path(Some(namespace), Some(name));
-    let wanted = with_last_applied(manifest)?;
-    let current = match session.client.get(&path).await {
-        Ok(current) => current,
-        Err(err) if err.is(404) => {
-            session.client.create(&format!("{collection}?fieldManager=dhow&fieldValidation=Strict"), &wanted).await?;
-            return Ok(format!("{} created", resource.label(name)));
+    let wanted = with_last_applied(manifest, resource.namespaced.then_some(namespace));
+    let done = |what: &str| Ok(format!("{} {what}{}", resource.label(name), dry_run.suffix()));
+    let mut attempt = 1;
+    loop {
+        let answer = match session.client.get(&path).await {
+            Err(err) if err.is(404) && dry_run == DryRun::Client => Ok("created"),
+            Err(err) if err.is(404) => {
+                let path = format!("{}?{}", resource.path(Some(namespace), None), dry_run.query());
+                session.client.create(&path, &wanted).await.map(|_| "created")
+            }
+            Err(err) => Err(err),
+            Ok(current) => update(session, resource, &path, Wish { wanted: &wanted, dry_run }, &current).await,
+        };
+        match answer {
+            // Somebody was faster: created it (409 AlreadyExists) or changed it (409 Conflict).
+            Err(err) if err.is(409) && attempt < ATTEMPTS_MAX => attempt += 1,
+            answer => return done(answer?),
         }
-        Err(err) => return Err(err.into()),
-    };
-    let original: Tree = current["metadata"]["annotations"][LAST_APPLIED]
-        .as_str()
-        .and_then(|text| serde_json::from_str(text).ok())
-        .unwrap_or(Tree::Null);
-    let patch = three_way(&original, &wanted, &current);
-    if patch.as_object().is_none_or(Map::is_empty) {
-        return Ok(format!("{} unchanged", resource.label(name)));
     }
-    let query = "fieldManager=dhow&fieldValidation=Strict";
-    session.client.patch(&format!("{path}?{query}"), PatchType::Merge, &patch).await?;
-    Ok(format!("{} configured", resource.label(name)))
 }
 
-fn with_last_applied(manifest: &Tree) -> anyhow::Result<Tree> {
-    let text = serde_json::to_string(manifest).context("writing a manifest as JSON")?;
+/// What an object is to become.
+#[derive(Clone, Copy)]
+struct Wish<'a> {
+    wanted: &'a Tree,
+    dry_run: DryRun,
+}
+
+/// Patches an object to what is wanted, and says what became of it.
+async fn update(
+    session: &Session,
+    resource: &Resource,
+    path: &str,
+    Wish { wanted, dry_run }: Wish<'_>,
+    current: &Tree,
+) -> Result<&'static str, ClientError> {
+    let last_applied = current["metadata"]["annotations"][LAST_APPLIED].as_str();
+    if last_applied.is_none() {
+        output::note(format!(
+            "warning: {} was not made by apply: what its manifest leaves out stays this time",
+            resource.label(name_of(current))
+        ));
+    }
+    let original = last_applied.and_then(|text| serde_json::from_str(text).ok()).unwrap_or(Tree::Null);
+    // A kind that the schema table does not have takes JSON merge patches only, as upstream's custom resources do.
+    let known = table().by_kind(&resource.api_version(), &resource.kind);
+    let kind = if known.is_some() { PatchType::Strategic } else { PatchType::Merge };
+    let patch = three_way(Versions { original: &original, wanted, current }, known.map(|of| of.name));
+    if patch.as_object().is_none_or(Map::is_empty) {
+        return Ok("unchanged");
+    }
+    if dry_run == DryRun::Client {
+        return Ok("configured");
+    }
+    let new = session.client.patch(&format!("{path}?{}", dry_run.query()), kind, &patch).await?;
+    // Some patches come to nothing, as one that takes a default away.
+    Ok(if new == *current { "unchanged" } else { "configured" })
+}
+
+/// The manifest in its namespace, with its own text in an annotation.
+fn with_last_applied(manifest: &Tree, namespace: Option<&str>) -> Tree {
     let mut wanted = manifest.clone();
+    if let Some(namespace) = namespace {
+        wanted["metadata"]["namespace"] = Tree::from(namespace);
+    }
     if !wanted["metadata"]["annotations"].is_object() {
         wanted["metadata"]["annotations"] = Tree::Object(Map::new());
     }
-    wanted["metadata"]["annotations"][LAST_APPLIED] = Tree::String(format!("{text}\n"));
-    Ok(wanted)
-}
-
-/// The merge patch that brings `current` to what `wanted` says, and removes what `original` said and `wanted` no
-/// longer does.
-fn three_way(original: &Tree, wanted: &Tree, current: &Tree) -> Tree {
-    let (Some(wanted), Some(current)) = (wanted.as_object(), current.as_object()) else { return wanted.clone() };
-    let mut patch = Map::new();
-    for (key, value) in wanted {
-        let now = current.get(key).unwrap_or(&Tree::Null);
-        if value.is_object() && now.is_object() {
-            let nested = three_way(&original[key], value, now);
-            if nested.as_object().is_some_and(|nested| !nested.is_empty()) {
-                patch.insert(key.clone(), nested);
-            }
-        } else if !covers(now, value) {
-            patch.insert(key.clone(), value.clone());
-        }
+    // A manifest that was read back from a server carries an older text, which would grow with each turn.
+    if let Some(annotations) = wanted["metadata"]["annotations"].as_object_mut() {
+        annotations.shift_remove(LAST_APPLIED);
     }
-    for key in original.as_object().into_iter().flat_map(Map::keys) {
-        if !wanted.contains_key(key) && current.contains_key(key) {
-            patch.insert(key.clone(), Tree::Null);
-        }
-    }
-    Tree::Object(patch)
-}
-
-/// Whether everything that `wanted` says already holds in `current`, which may say more (defaults).
-fn covers(current: &Tree, wanted: &Tree) -> bool {
-    match (current, wanted) {
-        (Tree::Object(current), Tree::Object(wanted)) => {
-            wanted.iter().all(|(key, value)| current.get(key).is_some_and(|current| covers(current, value)))
-        }
-        (Tree::Array(current), Tree::Array(wanted)) => {
-            current.len() == wanted.len() && current.iter().zip(wanted).all(|(current, wanted)| covers(current, wanted))
-        }
-        _ => current == wanted,
-    }
+    let text = goform::json(&wanted);
+    wanted["metadata"]["annotations"][LAST_APPLIED] = Tree::String(text + "\n");
+    wanted
 }
 
 #[cfg(test)]
@@ -134,21 +180,13 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_three_way_patch_removes_adds_and_leaves_alone() {
-        let original = json!({"a": 1, "gone": 1, "nested": {"old": 1, "kept": 1}});
-        let wanted = json!({"a": 2, "nested": {"kept": 1, "new": 1}, "list": [{"x": 1}]});
-        let current = json!({"a": 1, "gone": 1, "others": 1, "nested": {"old": 1, "kept": 1}, "list": [{"x": 1, "defaulted": true}]});
-        assert_eq!(
-            three_way(&original, &wanted, &current),
-            json!({"a": 2, "nested": {"new": 1, "old": null}, "gone": null})
-        );
-        assert_eq!(
-            three_way(
-                &wanted,
-                &wanted,
-                &json!({"a": 2, "nested": {"kept": 1, "new": 1}, "list": [{"x": 1}], "more": 1})
-            ),
-            json!({})
-        );
+    fn the_annotation_is_what_kubectl_writes() {
+        let manifest =
+            json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "c"}, "data": {"a": "<b>"}});
+        let wanted = with_last_applied(&manifest, Some("shop"));
+        let text = wanted["metadata"]["annotations"][LAST_APPLIED].as_str().unwrap();
+        let expected = r#"{"apiVersion":"v1","data":{"a":"\u003cb\u003e"},"kind":"ConfigMap","metadata":{"annotations":{},"name":"c","namespace":"shop"}}"#;
+        assert_eq!(text, format!("{expected}\n"));
+        assert_eq!(with_last_applied(&wanted, Some("shop")), wanted);
     }
 }

@@ -290,12 +290,7 @@ fn watched<'q>(queries: &'q [(&'q Resource, Option<String>)]) -> anyhow::Result<
 
 /// An item with the kind that its list says of all items, in the usual place at the front.
 fn typed(resource: &Resource, item: Tree) -> Tree {
-    let api_version = if resource.group.is_empty() {
-        resource.version.clone()
-    } else {
-        format!("{}/{}", resource.group, resource.version)
-    };
-    let mut tree = serde_json::json!({"apiVersion": api_version, "kind": resource.kind});
+    let mut tree = serde_json::json!({"apiVersion": resource.api_version(), "kind": resource.kind});
     if let (Some(target), Tree::Object(fields)) = (tree.as_object_mut(), item) {
         target.extend(fields);
     }

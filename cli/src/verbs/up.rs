@@ -70,7 +70,7 @@ async fn serve(
     }
     output::line(format!("ready: {}", server.url()));
     if !args.apply.is_empty()
-        && let Err(err) = apply::apply(&session, &args.apply).await
+        && let Err(err) = apply::apply(&session, &args.apply, apply::DryRun::None).await
     {
         output::error(&err);
     }

@@ -78,6 +78,14 @@ fn patches_do_what_upstream_documents() {
             new: json!({"spec": {"containers": [{"name": "c"}]}}),
         },
         Case {
+            what: "$patch: replace in a list keeps two entries of one key",
+            of: SERVICE,
+            old: json!({"spec": {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 80}]}}),
+            patch: json!({"spec": {"ports": [
+                {"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}, {"$patch": "replace"}]}}),
+            new: json!({"spec": {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}}),
+        },
+        Case {
             what: "$patch: replace in an object",
             of: POD,
             old: json!({"metadata": {"labels": {"a": "1"}}, "spec": {"nodeName": "n", "securityContext": {"runAsUser": 1}}}),
