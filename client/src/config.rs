@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 pub struct Config {
     /// `https://host:port`.
     pub server: String,
+    /// Further addresses of the same API, for when that one cannot be reached.
+    pub others: Vec<String>,
     /// The CA that the server's certificate must come from.
     pub ca_pem: Option<String>,
     /// The client certificate to show.
@@ -168,6 +170,7 @@ impl Config {
         };
         Ok(Self {
             server: cluster.server.trim_end_matches('/').to_owned(),
+            others: Vec::new(),
             ca_pem: pem("certificate-authority", &cluster.certificate_authority_data, &cluster.certificate_authority)?,
             identity,
             token: user.token.clone(),

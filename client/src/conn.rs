@@ -1,9 +1,10 @@
 //! Requests over one HTTP/2 connection that is dialled again when it breaks.
 
 use crate::Config;
+use crate::target::{Choice, Server, Target};
 use crate::watch::Watcher;
 use bytes::Bytes;
-use dhow_pki::PkiError;
+use dhow_pki::{Identity, PkiError};
 use http::{Method, Request, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
@@ -13,7 +14,7 @@ use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use serde_json::Value as Tree;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
@@ -21,6 +22,9 @@ use tokio_rustls::TlsConnector;
 
 /// How long dialling may take, name look-up, TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The same where there are other servers to go to.
+const CONNECT_TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(3);
 
 /// Ping an idle connection this often, so that a dead peer is noticed under a long watch.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -34,7 +38,8 @@ const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 /// The answer body of [`Client::stream`], read by the caller.
 pub type Body = Incoming;
 
-/// A client of one API server. Clones share the connection.
+/// A client of one API, which may have several servers: when one cannot be reached, or cannot serve, the next one is
+/// called. Clones share the connection.
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
@@ -42,11 +47,17 @@ pub struct Client {
 
 struct Inner {
     config: Config,
-    authority: String,
-    host: String,
-    port: u16,
-    tls: Arc<ClientConfig>,
-    sender: Mutex<Option<http2::SendRequest<Full<Bytes>>>>,
+    target: RwLock<Target>,
+    connection: Mutex<Option<Connection>>,
+}
+
+/// An open connection.
+#[derive(Clone)]
+struct Connection {
+    sender: http2::SendRequest<Full<Bytes>>,
+    server: Arc<Server>,
+    /// The [`Target::version`] that it was made for.
+    version: u64,
 }
 
 /// A whole answer.
@@ -161,19 +172,37 @@ impl PatchType {
 impl Client {
     /// A client for `config`. Connects at the first request.
     pub fn new(config: Config) -> Result<Self, ClientError> {
-        let bad = || ClientError::Address(config.server.clone());
-        let uri: Uri = config.server.parse().map_err(|_| bad())?;
-        let (Some("https"), Some(host)) = (uri.scheme_str(), uri.host()) else { return Err(bad()) };
-        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let port = uri.port_u16().unwrap_or(443);
-        let authority = uri.authority().ok_or_else(bad)?.to_string();
-        let ca = config.ca_pem.as_deref().unwrap_or_default();
-        let tls = dhow_pki::client_config(ca, config.identity.as_ref(), &["h2"])?;
-        let inner = Inner { authority, host, port, tls: Arc::new(tls), sender: Mutex::new(None), config };
-        Ok(Self { inner: Arc::new(inner) })
+        let urls = std::iter::once(&config.server).chain(&config.others);
+        let servers = urls.map(|url| Server::parse(url)).collect::<Result<Vec<_>, _>>()?;
+        let tls = tls(config.ca_pem.as_deref(), config.identity.as_ref())?;
+        let target = RwLock::new(Target::new(servers, tls));
+        Ok(Self { inner: Arc::new(Inner { target, connection: Mutex::new(None), config }) })
     }
 
-    /// The server's address as given.
+    /// From now on these are the addresses of the API. The connection that is open stays while its address is among
+    /// them.
+    pub fn set_servers(&self, urls: &[String]) -> Result<(), ClientError> {
+        let servers = urls.iter().map(|url| Server::parse(url)).collect::<Result<Vec<_>, _>>()?;
+        self.target_mut().set_servers(servers);
+        Ok(())
+    }
+
+    /// From now on it shows this certificate, and believes this CA. What is under way goes on as it began.
+    pub fn set_identity(&self, ca_pem: &str, identity: &Identity) -> Result<(), ClientError> {
+        let tls = tls(Some(ca_pem), Some(identity))?;
+        self.target_mut().set_tls(tls);
+        Ok(())
+    }
+
+    fn target_mut(&self) -> std::sync::RwLockWriteGuard<'_, Target> {
+        self.inner.target.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn choice(&self) -> Choice {
+        self.inner.target.read().unwrap_or_else(PoisonError::into_inner).choice()
+    }
+
+    /// The first server's address as given.
     pub fn server(&self) -> &str {
         &self.inner.config.server
     }
@@ -192,9 +221,10 @@ impl Client {
         accept: &str,
         body: Option<(&str, Bytes)>,
     ) -> Result<http::Response<Body>, ClientError> {
+        let Connection { mut sender, server, .. } = self.connection().await?;
         let mut request = Request::builder()
             .method(method)
-            .uri(format!("https://{}{path}", self.inner.authority))
+            .uri(format!("https://{}{path}", server.authority))
             .header(header::ACCEPT, accept)
             .header(header::USER_AGENT, concat!("dhow/", env!("CARGO_PKG_VERSION")));
         if let Some(token) = &self.inner.config.token {
@@ -208,8 +238,12 @@ impl Client {
             }
         };
         let request = request.body(Full::new(bytes))?;
-        let mut sender = self.sender().await?;
-        sender.send_request(request).await.map_err(|source| self.http_error(source))
+        let answer = sender.send_request(request).await;
+        // A member that breaks off, or is cut off from the others: it may be long until it can serve again.
+        if answer.as_ref().map_or(true, |answer| answer.status() == http::StatusCode::SERVICE_UNAVAILABLE) {
+            self.target_mut().pass_over(&server);
+        }
+        answer.map_err(|source| http_error(&server, source))
     }
 
     /// Sends a request and collects the answer; any status code is an answer.
@@ -278,37 +312,66 @@ impl Client {
             .map_err(|source| ClientError::Json { server: self.server().to_owned(), source })
     }
 
-    async fn sender(&self) -> Result<http2::SendRequest<Full<Bytes>>, ClientError> {
-        let mut slot = self.inner.sender.lock().await;
-        if let Some(sender) = slot.as_ref().filter(|sender| !sender.is_closed()) {
-            return Ok(sender.clone());
+    /// The open connection, or a new one to the first server that answers.
+    async fn connection(&self) -> Result<Connection, ClientError> {
+        let mut slot = self.inner.connection.lock().await;
+        let choice = self.choice();
+        if let Some(open) = slot.as_ref().filter(|open| open.version == choice.version && !open.sender.is_closed()) {
+            return Ok(open.clone());
         }
-        let tls = dial(&self.inner.host, self.inner.port, self.inner.tls.clone())
-            .await
-            .map_err(|source| ClientError::Connect { server: self.server().to_owned(), source })?;
-        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-            .timer(hyper_util::rt::TokioTimer::new())
-            .initial_stream_window_size(WINDOW_BYTES)
-            .initial_connection_window_size(WINDOW_BYTES * 4)
-            .keep_alive_interval(KEEP_ALIVE)
-            .keep_alive_timeout(KEEP_ALIVE)
-            .handshake(TokioIo::new(tls))
-            .await
-            .map_err(|source| self.http_error(source))?;
-        // The connection's task ends by itself when the last sender, kept in `slot` and by requests, is gone.
-        let server = self.server().to_owned();
-        tokio::spawn(async move {
-            if let Err(err) = connection.await {
-                tracing::debug!(%server, %err, "the connection to the API server ended");
+        let timeout = if choice.servers.len() > 1 { CONNECT_TIMEOUT_OF_SEVERAL } else { CONNECT_TIMEOUT };
+        let mut failure = None;
+        for server in &choice.servers {
+            match connect(server, choice.tls.clone(), timeout).await {
+                Ok(sender) => {
+                    self.target_mut().answered(server);
+                    let open = Connection { sender, server: server.clone(), version: choice.version };
+                    *slot = Some(open.clone());
+                    return Ok(open);
+                }
+                Err(err) => {
+                    if choice.servers.len() > 1 {
+                        tracing::debug!(err = %dhow_types::Chain(&err), "a server does not answer, trying the next one");
+                    }
+                    failure = failure.or(Some(err));
+                }
             }
-        });
-        *slot = Some(sender.clone());
-        Ok(sender)
+        }
+        Err(failure.expect("there is at least one server"))
     }
+}
 
-    fn http_error(&self, source: hyper::Error) -> ClientError {
-        ClientError::Http { server: self.server().to_owned(), source }
-    }
+fn tls(ca_pem: Option<&str>, identity: Option<&Identity>) -> Result<ClientConfig, PkiError> {
+    dhow_pki::client_config(ca_pem.unwrap_or_default(), identity, &["h2"])
+}
+
+async fn connect(
+    server: &Arc<Server>,
+    tls: Arc<ClientConfig>,
+    timeout: Duration,
+) -> Result<http2::SendRequest<Full<Bytes>>, ClientError> {
+    let lost = |source| ClientError::Connect { server: server.url.clone(), source };
+    let tls = dial(&server.host, server.port, tls, timeout).await.map_err(lost)?;
+    let handshake = http2::Builder::new(TokioExecutor::new())
+        .timer(hyper_util::rt::TokioTimer::new())
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(WINDOW_BYTES * 4)
+        .keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .handshake(TokioIo::new(tls));
+    let (sender, connection) = handshake.await.map_err(|source| http_error(server, source))?;
+    // The connection's task ends by itself when the last sender, kept by the client and by requests, is gone.
+    let server = server.url.clone();
+    tokio::spawn(async move {
+        if let Err(err) = connection.await {
+            tracing::debug!(%server, %err, "the connection to the API server ended");
+        }
+    });
+    Ok(sender)
+}
+
+fn http_error(server: &Server, source: hyper::Error) -> ClientError {
+    ClientError::Http { server: server.url.clone(), source }
 }
 
 /// Fetches `path` from a server whose CA is not known yet; the caller must check what it gets. Sends no secret.
@@ -320,7 +383,7 @@ pub async fn bootstrap_get(server: &str, path: &str) -> Result<Bytes, ClientErro
     };
     let tls = Arc::new(dhow_pki::pinned_client_config(&["http/1.1"])?);
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    let stream = dial(host, uri.port_u16().unwrap_or(443), tls)
+    let stream = dial(host, uri.port_u16().unwrap_or(443), tls, CONNECT_TIMEOUT)
         .await
         .map_err(|source| ClientError::Connect { server: server.to_owned(), source })?;
     let http = |source| ClientError::Http { server: server.to_owned(), source };
@@ -368,6 +431,7 @@ async fn dial(
     host: &str,
     port: u16,
     tls: Arc<ClientConfig>,
+    timeout: Duration,
 ) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
     let name = match host.parse::<IpAddr>() {
         Ok(ip) => ServerName::IpAddress(ip.into()),
@@ -378,7 +442,7 @@ async fn dial(
         tcp.set_nodelay(true)?;
         TlsConnector::from(tls).connect(name, tcp).await
     };
-    tokio::time::timeout(CONNECT_TIMEOUT, connect).await.map_err(|_| std::io::ErrorKind::TimedOut)?
+    tokio::time::timeout(timeout, connect).await.map_err(|_| std::io::ErrorKind::TimedOut)?
 }
 
 pub(crate) fn refusal(code: u16, body: &[u8]) -> ClientError {

@@ -5,10 +5,11 @@
 //! in history is gone.
 //!
 //! Invariants: knows no kind of object; trees go in and come out. One connection at a time, dialled again when it
-//! breaks. It never retries a write by itself.
+//! breaks, to another server if there is one. It never retries a write by itself.
 
 mod config;
 mod conn;
+mod target;
 mod watch;
 
 pub use config::{Config, ConfigError};

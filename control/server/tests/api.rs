@@ -25,7 +25,7 @@ const CONFIG_MAPS: &str = "/api/v1/namespaces/default/configmaps";
 fn client(server: &Server, identity: Option<Identity>, token: Option<String>) -> Client {
     let ca_pem = Some(server.ca_pem().to_owned());
     let namespace = "default".to_owned();
-    Client::new(ClientConfig { server: server.url(), ca_pem, identity, token, namespace }).unwrap()
+    Client::new(ClientConfig { server: server.url(), others: Vec::new(), ca_pem, identity, token, namespace }).unwrap()
 }
 
 impl Cluster {

@@ -70,6 +70,7 @@ impl Cluster {
         let server = Server::start(Config::new(dir.path(), "127.0.0.1:0".parse().unwrap())).await.unwrap();
         let client = Client::new(ClientConfig {
             server: server.url(),
+            others: Vec::new(),
             ca_pem: Some(server.ca_pem().to_owned()),
             identity: Some(server.admin_identity().clone()),
             token: None,

@@ -47,6 +47,7 @@ impl Config {
             control_quic: authority(&server),
             client: dhow_client::Config {
                 server,
+                others: Vec::new(),
                 ca_pem: Some(ca_pem.clone()),
                 identity: Some(identity.clone()),
                 token: None,

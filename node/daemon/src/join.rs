@@ -135,6 +135,7 @@ async fn ask(server: &str, token: &str, name: &str) -> Result<(Identity, String)
     let (csr, key_pem) = new_csr(&format!("system:node:{name}"))?;
     let client = Client::new(dhow_client::Config {
         server: server.to_owned(),
+        others: Vec::new(),
         ca_pem: Some(ca_pem),
         identity: None,
         token: Some(token.bearer()),
