@@ -104,6 +104,7 @@ impl Cache {
         }
         let seen = Seen { key: change.key.clone(), old, new };
         self.note_life(now, &seen);
+        self.forget(&seen);
         seen
     }
 
@@ -180,6 +181,28 @@ impl Cache {
             && self.node(node.as_str()).is_none()
         {
             self.missing_nodes.entry(node.as_str().to_owned()).or_insert(now);
+        }
+    }
+
+    /// Lets go of what was kept for the sake of an object that is no more.
+    fn forget(&mut self, seen: &Seen) {
+        let Some(old) = &seen.old else { return };
+        let same_life = seen.new.as_ref().is_some_and(|new| new.object.index.uid == old.object.index.uid);
+        if !same_life && !self.dependents.contains_key(&old.object.index.uid) {
+            self.group_revision.remove(&old.object.index.uid);
+        }
+        let name = &*seen.key.name;
+        if seen.is(resource::LEASES) && &*seen.key.namespace == LEASE_NAMESPACE && seen.new.is_none() {
+            // Of a node without a lease its condition still tells.
+            if self.node(name).is_none() {
+                self.heartbeats.remove(name);
+            }
+        }
+        // A node that nobody waits for is missed anew if pods come to be bound to it later.
+        if let Some(node) = old.pod().and_then(|pod| pod.node.as_ref())
+            && !self.pods_by_node.contains_key(node.as_str())
+        {
+            self.missing_nodes.remove(node.as_str());
         }
     }
 
@@ -327,6 +350,21 @@ impl Cache {
         for heard in self.heartbeats.values_mut() {
             *heard = now;
         }
+    }
+
+    /// How many entries each map has.
+    pub(crate) fn sizes(&self) -> [(&'static str, usize); 9] {
+        [
+            ("objects", self.objects.len()),
+            ("uids", self.by_uid.len()),
+            ("owners", self.dependents.len()),
+            ("groups", self.group_revision.len()),
+            ("pod controllers", self.pods_by_controller.len()),
+            ("pods without controller", self.pods_without_controller.len()),
+            ("nodes with pods", self.pods_by_node.len()),
+            ("heartbeats", self.heartbeats.len()),
+            ("missing nodes", self.missing_nodes.len()),
+        ]
     }
 
     /// Since when pods are bound to a node that does not exist.

@@ -109,6 +109,11 @@ impl Events {
         Some(Write::Event { tree: tree(source, note, &message, recorded) })
     }
 
+    /// How many objects' events are remembered.
+    pub(crate) fn len(&self) -> usize {
+        self.stories.len()
+    }
+
     fn make_room(&mut self) {
         if self.stories.len() < REMEMBERED_MAX {
             return;

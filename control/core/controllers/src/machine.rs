@@ -93,6 +93,17 @@ impl Controllers {
         }
     }
 
+    /// How many entries each part remembers, by its name: what must not grow with what is gone.
+    pub fn remembered(&self) -> BTreeMap<&'static str, usize> {
+        let own = [
+            ("writes in flight", self.in_flight.len()),
+            ("events that wait", self.events_waiting.len()),
+            ("events remembered", self.events.len()),
+        ];
+        let parts = self.cache.sizes().into_iter().chain(self.queue.sizes()).chain(self.scheduler.sizes());
+        parts.chain(own).collect()
+    }
+
     /// Takes note of the time, which never goes back.
     fn advance(&mut self, now: Time) -> Time {
         if self.synced && now.ms_since(self.now) > AWAY_MS {

@@ -39,6 +39,8 @@ struct Entry {
     /// The end of its rest after a costly run.
     rested: Time,
     last_write: Option<Time>,
+    /// Stands among the fading keys.
+    fades: bool,
     round_failed: bool,
     last_fault: Option<String>,
 }
@@ -52,7 +54,7 @@ impl Entry {
     fn is_idle(&self, now: Time) -> bool {
         self.due.is_none()
             && !self.blocked()
-            && self.failures == 0
+            && !self.round_failed
             && self.rested <= now
             && self.last_write.is_none_or(|at| now.ms_since(at) > LAST_WRITE_KEPT_MS)
     }
@@ -64,6 +66,9 @@ const REST_FACTOR: u64 = 10;
 const REST_MAX_MS: u64 = 1_000;
 /// How long the time of a key's last write is kept; longer than any interval by which controllers thin out writes.
 const LAST_WRITE_KEPT_MS: u64 = 5_000;
+/// How long a key is kept after it ran before it is forgotten, if nothing is to be remembered of it then. Until then
+/// the time of its last write has passed.
+const FADE_MS: u64 = LAST_WRITE_KEPT_MS + 1;
 
 /// What a controller is told about its key beside the world.
 #[derive(Clone, Debug, Default)]
@@ -83,7 +88,8 @@ pub(crate) struct Queue {
     order: BTreeSet<(Time, Job)>,
     /// Keys that wait for their own writes to be seen.
     unseen: BTreeSet<Job>,
-    /// Keys that are forgotten at a time, if they are idle then.
+    /// Keys that are forgotten at a time if they are idle then, and looked at again later if not. Every key that has
+    /// run stands here once: nothing else may ever look at it again, when what it is about is gone.
     fading: BTreeSet<(Time, Job)>,
 }
 
@@ -128,11 +134,15 @@ impl Queue {
         entry.rested = now + (cost_us.saturating_mul(REST_FACTOR) / 1000).min(REST_MAX_MS);
         if writes == 0 {
             entry.failures = 0;
-            if entry.is_idle(now) {
+            if entry.is_idle(now) && !entry.fades {
                 self.entries.remove(job);
-            } else {
-                self.fading.insert((now + LAST_WRITE_KEPT_MS + 1, job.clone()));
+                return;
             }
+        }
+        if !std::mem::replace(&mut entry.fades, true) {
+            self.fading.insert((now + FADE_MS, job.clone()));
+        }
+        if writes == 0 {
             return;
         }
         entry.in_flight = writes;
@@ -202,10 +212,11 @@ impl Queue {
     /// Forgets keys that nothing is to be remembered of.
     pub(crate) fn forget(&mut self, now: Time) {
         while self.fading.first().is_some_and(|(at, _)| *at <= now) {
-            if let Some((_, job)) = self.fading.pop_first()
-                && self.entries.get(&job).is_some_and(|entry| entry.is_idle(now))
-            {
+            let Some((_, job)) = self.fading.pop_first() else { return };
+            if self.entries.get(&job).is_some_and(|entry| entry.is_idle(now)) {
                 self.entries.remove(&job);
+            } else {
+                self.fading.insert((now + FADE_MS, job));
             }
         }
     }
@@ -217,6 +228,16 @@ impl Queue {
         {
             self.order.insert((due, job.clone()));
         }
+    }
+
+    /// How many entries each set has.
+    pub(crate) fn sizes(&self) -> [(&'static str, usize); 4] {
+        [
+            ("keys", self.entries.len()),
+            ("keys in order", self.order.len()),
+            ("keys with unseen writes", self.unseen.len()),
+            ("keys that fade", self.fading.len()),
+        ]
     }
 
     /// When [`pop`](Self::pop) or [`settle`](Self::settle) has something to do next.
@@ -326,6 +347,29 @@ mod tests {
         assert_eq!(queue.next(), Some(at(20)), "ten times two milliseconds");
         queue.pop(at(20)).unwrap();
         queue.ran(&job(), 0, 0, at(20));
-        assert!(queue.entries.is_empty(), "nothing is to be remembered");
+        queue.forget(at(0) + FADE_MS);
+        assert!(queue.sizes().iter().all(|(_, size)| *size == 0), "nothing is to be remembered: {:?}", queue.sizes());
+    }
+
+    #[test]
+    fn a_key_that_nobody_asks_for_after_its_write_is_forgotten() {
+        for result in [Ok(None), Ok(Some((job().1, Revision(6)))), Err(WriteFault::NotFound)] {
+            let mut queue = Queue::default();
+            let seen = cache_at(6, "a");
+            queue.add(job(), at(0));
+            queue.pop(at(0)).unwrap();
+            queue.ran(&job(), 1, 0, at(0));
+            queue.forget(at(0) + FADE_MS);
+            assert_eq!(queue.entries.len(), 1, "its write is in flight");
+            queue.written(&job(), result.clone(), &seen, at(6_000));
+            if result.is_err() {
+                let again = queue.next().unwrap();
+                queue.pop(again).unwrap();
+                queue.ran(&job(), 0, 0, again);
+            }
+            queue.forget(at(0) + 2 * FADE_MS);
+            queue.forget(at(0) + 3 * FADE_MS);
+            assert!(queue.sizes().iter().all(|(_, size)| *size == 0), "after {result:?}: {:?}", queue.sizes());
+        }
     }
 }

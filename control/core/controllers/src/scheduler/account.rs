@@ -109,6 +109,11 @@ impl Account {
         }
     }
 
+    /// How many nodes are known, also those that only pods name.
+    pub(super) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
     /// The nodes that exist, by name.
     pub(super) fn nodes(&self) -> impl Iterator<Item = NodeInfo<'_>> {
         self.nodes.iter().filter_map(|(name, taken)| {

@@ -162,6 +162,17 @@ impl Scheduler {
         }
     }
 
+    /// How many entries each map has.
+    pub(crate) fn sizes(&self) -> [(&'static str, usize); 5] {
+        [
+            ("scheduler's nodes", self.account.len()),
+            ("waiting pods", self.waiting.len()),
+            ("pods in line", self.line.len()),
+            ("pods put off", self.due.len()),
+            ("assumed pods", self.assumed.len()),
+        ]
+    }
+
     /// When there is something to do.
     pub(crate) fn next(&self) -> Option<Time> {
         if !self.line.is_empty() || (self.eased && !self.due.is_empty()) {

@@ -2,6 +2,7 @@
 //! a server does, agents that run pods, and a seed that decides in which order everything arrives.
 #![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+mod churn;
 mod collection;
 mod nodes;
 mod rollouts;
