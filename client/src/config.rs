@@ -6,6 +6,9 @@ use dhow_pki::Identity;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
+/// The extension of a kubeconfig's cluster that lists the addresses of all its API servers.
+pub const SERVERS_EXTENSION: &str = "dhow.dev/servers";
+
 /// Whom to call and as whom.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -86,6 +89,26 @@ struct Cluster {
     server: String,
     certificate_authority: Option<PathBuf>,
     certificate_authority_data: Option<String>,
+    #[serde(default)]
+    extensions: Vec<Extension>,
+}
+
+/// What a tool notes in a kubeconfig for itself.
+#[derive(Deserialize)]
+struct Extension {
+    name: String,
+    #[serde(default)]
+    extension: serde_yaml::Value,
+}
+
+impl Cluster {
+    /// The API's further addresses, in the order of the file: `kubectl` knows one address a cluster.
+    fn others(&self) -> Vec<String> {
+        let noted = self.extensions.iter().filter(|noted| noted.name == SERVERS_EXTENSION);
+        let urls = noted.filter_map(|noted| noted.extension.as_sequence()).flatten().filter_map(|url| url.as_str());
+        let server = self.server.trim_end_matches('/');
+        urls.map(|url| url.trim_end_matches('/')).filter(|url| *url != server).map(str::to_owned).collect()
+    }
 }
 
 #[derive(Deserialize)]
@@ -170,7 +193,7 @@ impl Config {
         };
         Ok(Self {
             server: cluster.server.trim_end_matches('/').to_owned(),
-            others: Vec::new(),
+            others: cluster.others(),
             ca_pem: pem("certificate-authority", &cluster.certificate_authority_data, &cluster.certificate_authority)?,
             identity,
             token: user.token.clone(),
@@ -201,6 +224,17 @@ users: [{name: u, user: {token: t}}]
         let config = Config::parse(Path::new("k"), GOOD).unwrap();
         assert_eq!((config.server.as_str(), config.namespace.as_str()), ("https://127.0.0.1:6443", "shop"));
         assert_eq!((config.ca_pem.as_deref(), config.token.as_deref()), (Some("CA"), Some("t")));
+    }
+
+    #[test]
+    fn the_other_servers_of_the_cluster_are_known() {
+        let urls = "[https://10.0.0.2:6443, 'https://127.0.0.1:6443', https://10.0.0.3:6443/]";
+        let extensions = format!(
+            "cluster: {{extensions: [{{name: x.y/z, extension: {{a: b}}}}, {{name: {SERVERS_EXTENSION}, extension: {urls}}}], "
+        );
+        let config = Config::parse(Path::new("k"), &GOOD.replace("cluster: {", &extensions)).unwrap();
+        assert_eq!(config.server, "https://127.0.0.1:6443");
+        assert_eq!(config.others, ["https://10.0.0.2:6443", "https://10.0.0.3:6443"]);
     }
 
     #[test]

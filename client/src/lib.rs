@@ -12,7 +12,7 @@ mod conn;
 mod target;
 mod watch;
 
-pub use config::{Config, ConfigError};
+pub use config::{Config, ConfigError, SERVERS_EXTENSION};
 pub use conn::{Body, Client, ClientError, PatchType, Response, Status, bootstrap_get, resource_path};
 pub use http::Method;
 pub use watch::{Event, Watcher};
