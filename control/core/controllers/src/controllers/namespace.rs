@@ -41,7 +41,13 @@ fn reconcile(ctx: &Ctx<'_>, key: &Key) -> Plan {
         return plan;
     }
     let content = content(ctx.cache, &key.name);
+    let told = with_conditions(ctx, &tree, &content);
     if content.is_empty() {
+        // Others may keep the namespace for longer: what it says of its content must be right by then.
+        if told != tree {
+            plan.write(Write::UpdateStatus { tree: told });
+            return plan;
+        }
         let kept: Vec<Tree> = finalizers.iter().filter(|finalizer| *finalizer != FINALIZER).cloned().collect();
         let mut tree = tree;
         meta::set(&mut tree, "spec.finalizers", kept);
@@ -55,7 +61,12 @@ fn reconcile(ctx: &Ctx<'_>, key: &Key) -> Plan {
     {
         plan.write(delete(object, Propagation::Background));
     }
-    write_conditions(ctx, tree, &content, &mut plan);
+    if told != tree {
+        match ctx.hold_ms(STATUS_INTERVAL_MS) {
+            Some(ms) => plan.again_in(ms),
+            None => plan.write(Write::UpdateStatus { tree: told }),
+        }
+    }
     plan
 }
 
@@ -79,50 +90,71 @@ fn content<'a>(cache: &'a Cache, namespace: &str) -> Vec<Remaining<'a>> {
     content
 }
 
-fn write_conditions(ctx: &Ctx<'_>, mut tree: Tree, content: &[Remaining<'_>], plan: &mut Plan) {
-    let old = tree.clone();
-    let mut finalizers: BTreeMap<String, usize> = BTreeMap::new();
-    for object in content.iter().flat_map(|group| &group.objects).filter(|object| object.index.deleting) {
-        for finalizer in meta::finalizers(&object.tree()) {
-            *finalizers.entry(finalizer.to_owned()).or_default() += 1;
-        }
-    }
-    let remaining: Vec<String> = content
-        .iter()
-        .map(|group| format!("{} has {} resource instances", group.kind.qualified(), group.objects.len()))
-        .collect();
-    let held: Vec<String> =
-        finalizers.iter().map(|(name, count)| format!("{name} in {count} resource instances")).collect();
-    let mut say = |kind: &str, says: (bool, &str, String)| {
-        let status = if says.0 { "True" } else { "False" };
+/// The namespace with what there is to say about its content. The words are those that tools look for.
+fn with_conditions(ctx: &Ctx<'_>, namespace: &Tree, content: &[Remaining<'_>]) -> Tree {
+    let mut tree = namespace.clone();
+    let mut say = |kind: &str, says: Says| {
+        let (status, reason, message) = match says {
+            Says::Yes(reason, message) => ("True", reason, message),
+            Says::No(reason, message) => ("False", reason, message.to_owned()),
+        };
         let old = condition(&tree, kind);
         let since = old
             .filter(|old| meta::text(old, "status") == status)
             .map_or_else(|| ctx.now.to_rfc3339(), |old| meta::text(old, "lastTransitionTime").to_owned());
-        let condition = json!({"type": kind, "status": status, "lastTransitionTime": since,
-            "reason": says.1, "message": says.2});
+        let condition =
+            json!({"type": kind, "status": status, "lastTransitionTime": since, "reason": reason, "message": message});
         set_condition(&mut tree, condition);
     };
-    let discovered = "All resources successfully discovered".to_owned();
-    say("NamespaceDeletionDiscoveryFailure", (false, "ResourcesDiscovered", discovered));
-    let parsed = "All legacy kube types successfully parsed".to_owned();
-    say("NamespaceDeletionGroupVersionParsingFailure", (false, "ParsedGroupVersions", parsed));
-    let deleted = "All content successfully deleted, may be waiting on finalization".to_owned();
-    say("NamespaceDeletionContentFailure", (false, "ContentDeleted", deleted));
-    let message = format!("Some resources are remaining: {}", remaining.join(", "));
-    say("NamespaceContentRemaining", (true, "SomeResourcesRemain", message));
-    if held.is_empty() {
-        let message = "All content-preserving finalizers finished".to_owned();
-        say("NamespaceFinalizersRemaining", (false, "ContentHasNoFinalizers", message));
-    } else {
-        let message = format!("Some content in the namespace has finalizers remaining: {}", held.join(", "));
-        say("NamespaceFinalizersRemaining", (true, "SomeFinalizersRemain", message));
+    let discovered = "All resources successfully discovered";
+    say("NamespaceDeletionDiscoveryFailure", Says::No("ResourcesDiscovered", discovered));
+    let parsed = "All legacy kube types successfully parsed";
+    say("NamespaceDeletionGroupVersionParsingFailure", Says::No("ParsedGroupVersions", parsed));
+    say("NamespaceDeletionContentFailure", failure(ctx));
+    say("NamespaceContentRemaining", remaining(content));
+    say("NamespaceFinalizersRemaining", finalizers_remaining(content));
+    tree
+}
+
+/// What a condition says, why, and in which words.
+enum Says {
+    Yes(&'static str, String),
+    No(&'static str, &'static str),
+}
+
+fn failure(ctx: &Ctx<'_>) -> Says {
+    match &ctx.history.last_fault {
+        Some(why) => {
+            Says::Yes("ContentDeletionFailed", format!("Failed to delete all resource types, 1 remaining: {why}"))
+        }
+        None => Says::No("ContentDeleted", "All content successfully deleted, may be waiting on finalization"),
     }
-    if tree == old {
-        return;
+}
+
+fn remaining(content: &[Remaining<'_>]) -> Says {
+    if content.is_empty() {
+        return Says::No("ContentRemoved", "All content successfully removed");
     }
-    match ctx.hold_ms(STATUS_INTERVAL_MS) {
-        Some(ms) => plan.again_in(ms),
-        None => plan.write(Write::UpdateStatus { tree }),
+    // Also a resource of the core group, which has no name, ends in a dot.
+    let one = |group: &Remaining<'_>| {
+        format!("{}.{} has {} resource instances", group.kind.plural, group.kind.group, group.objects.len())
+    };
+    let mut all: Vec<String> = content.iter().map(one).collect();
+    all.sort();
+    Says::Yes("SomeResourcesRemain", format!("Some resources are remaining: {}", all.join(", ")))
+}
+
+fn finalizers_remaining(content: &[Remaining<'_>]) -> Says {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for object in content.iter().flat_map(|group| &group.objects) {
+        for finalizer in meta::finalizers(&object.tree()) {
+            *counts.entry(finalizer.to_owned()).or_default() += 1;
+        }
     }
+    if counts.is_empty() {
+        return Says::No("ContentHasNoFinalizers", "All content-preserving finalizers finished");
+    }
+    let all: Vec<String> = counts.iter().map(|(name, count)| format!("{name} in {count} resource instances")).collect();
+    let message = format!("Some content in the namespace has finalizers remaining: {}", all.join(", "));
+    Says::Yes("SomeFinalizersRemain", message)
 }

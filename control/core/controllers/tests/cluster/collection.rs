@@ -1,7 +1,7 @@
 //! Garbage collection, namespaces, and what namespaces get.
 
 use crate::world::{World, deployment, pod};
-use dhow_api::meta;
+use dhow_api::{Tree, meta};
 use dhow_controllers::Propagation;
 use serde_json::json;
 
@@ -122,28 +122,99 @@ fn a_namespace_takes_everything_with_it() {
     }
 }
 
-#[test]
-fn a_namespace_waits_for_finalizers_and_says_so() {
-    let mut world = World::new(6, &[]);
-    world.create(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team"}}));
-    world.create(json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "held", "namespace": "team",
-        "finalizers": ["example.com/wait"]}}));
-    world.settle();
-    world.delete("namespaces", "", "team", Propagation::Background);
-    world.settle();
+/// What a condition of the namespace says: its status, its reason and its message.
+fn says(world: &World, kind: &str) -> [String; 3] {
     let namespace = world.get("namespaces", "", "team").unwrap();
-    let message = |kind: &str| {
-        let found = meta::list(&namespace, "status.conditions").iter().find(|one| meta::text(one, "type") == kind);
-        meta::text(found.unwrap(), "message").to_owned()
-    };
-    assert_eq!(
-        message("NamespaceFinalizersRemaining"),
-        "Some content in the namespace has finalizers remaining: example.com/wait in 1 resource instances"
-    );
-    let mut held = world.get("configmaps", "team", "held").unwrap();
-    meta::remove(&mut held, "metadata.finalizers");
+    let found = meta::list(&namespace, "status.conditions").iter().find(|one| meta::text(one, "type") == kind);
+    ["status", "reason", "message"].map(|field| meta::text(found.unwrap(), field).to_owned())
+}
+
+fn held(name: &str, finalizers: &[&str]) -> Tree {
+    json!({"apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": name, "namespace": "team", "finalizers": finalizers}})
+}
+
+/// Takes one finalizer away.
+fn let_go(world: &mut World, name: &str, finalizer: &str) {
+    let mut held = world.get("configmaps", "team", name).unwrap();
+    let mut kept: Vec<Tree> = meta::list(&held, "metadata.finalizers").to_vec();
+    kept.retain(|one| one != finalizer);
+    if kept.is_empty() {
+        meta::remove(&mut held, "metadata.finalizers");
+    } else {
+        meta::set(&mut held, "metadata.finalizers", kept);
+    }
     world.update(held).unwrap();
     world.settle();
+}
+
+#[test]
+fn a_namespace_says_at_each_moment_what_keeps_it() {
+    const CONTENT: &str = "NamespaceContentRemaining";
+    const FINALIZERS: &str = "NamespaceFinalizersRemaining";
+    for seed in 0..10 {
+        let mut world = World::new(seed, &["n1"]);
+        world.create(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team"},
+            "spec": {"finalizers": ["kubernetes", "example.com/last"]}}));
+        world.create(held("a", &["example.com/one", "example.com/two"]));
+        world.create(held("b", &["example.com/two"]));
+        let mut web = deployment("web", 3, "web:1", json!({}));
+        meta::set_namespace(&mut web, "team");
+        world.create(web);
+        world.settle();
+        // Its agent is gone: the pods stay for now.
+        world.dead.insert("n1".into());
+        world.delete("namespaces", "", "team", Propagation::Background);
+        world.pass(5_000);
+        let [status, reason, message] = says(&world, CONTENT);
+        assert_eq!((status.as_str(), reason.as_str()), ("True", "SomeResourcesRemain"));
+        let parts = message.strip_prefix("Some resources are remaining: ").unwrap().split(", ");
+        let parts: Vec<&str> = parts.filter(|part| !part.starts_with("events.")).collect();
+        let kinds = [
+            ("configmaps.", 3),
+            ("deployments.apps", 1),
+            ("pods.", 3),
+            ("replicasets.apps", 1),
+            ("serviceaccounts.", 1),
+        ];
+        assert_eq!(parts, kinds.map(|(what, count)| format!("{what} has {count} resource instances")));
+        world.dead.clear();
+        world.settle();
+        let remaining =
+            |count: &str| format!("Some resources are remaining: configmaps. has {count} resource instances");
+        let waiting = |what: &str| format!("Some content in the namespace has finalizers remaining: {what}");
+        let (two, one) = ("example.com/two in 2 resource instances", "example.com/one in 1 resource instances");
+        assert_eq!(says(&world, CONTENT), ["True", "SomeResourcesRemain", &remaining("2")]);
+        assert_eq!(says(&world, FINALIZERS), ["True", "SomeFinalizersRemain", &waiting(&format!("{one}, {two}"))]);
+        let_go(&mut world, "a", "example.com/one");
+        assert_eq!(says(&world, FINALIZERS), ["True", "SomeFinalizersRemain", &waiting(two)]);
+        let_go(&mut world, "b", "example.com/two");
+        assert_eq!(says(&world, CONTENT)[2], remaining("1"));
+        assert_eq!(says(&world, FINALIZERS)[2], waiting("example.com/two in 1 resource instances"));
+        let_go(&mut world, "a", "example.com/two");
+        // Somebody else still keeps the namespace; nothing of its content does.
+        assert_eq!(says(&world, CONTENT), ["False", "ContentRemoved", "All content successfully removed"]);
+        let done = "All content-preserving finalizers finished";
+        assert_eq!(says(&world, FINALIZERS), ["False", "ContentHasNoFinalizers", done]);
+        let namespace = world.get("namespaces", "", "team").unwrap();
+        assert_eq!(namespace["spec"]["finalizers"], json!(["example.com/last"]));
+    }
+}
+
+#[test]
+fn a_namespace_says_that_its_content_cannot_be_deleted() {
+    const FAILURE: &str = "NamespaceDeletionContentFailure";
+    let mut world = World::new(6, &[]);
+    world.create(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "team"}}));
+    world.create(held("stuck", &[]));
+    world.settle();
+    world.refuse_deletion = Some(("stuck".into(), "not today".into()));
+    world.delete("namespaces", "", "team", Propagation::Background);
+    world.settle();
+    let message = "Failed to delete all resource types, 1 remaining: not today";
+    assert_eq!(says(&world, FAILURE), ["True", "ContentDeletionFailed", message]);
+    world.refuse_deletion = None;
+    world.pass(60_000);
     assert!(world.get("namespaces", "", "team").is_none());
 }
 

@@ -30,6 +30,8 @@ pub(crate) struct World {
     pub(crate) broken_images: BTreeSet<String>,
     /// Creations of pods that are refused, and why.
     pub(crate) refuse_pods: Option<String>,
+    /// Deletions of this object's name are refused, and why.
+    pub(crate) refuse_deletion: Option<(String, String)>,
     /// How many writes of each kind (`Create`, `UpdateStatus`…) each controller made.
     pub(crate) counts: BTreeMap<(&'static str, &'static str), usize>,
     /// Looked at after each change of the state.
@@ -54,6 +56,7 @@ impl World {
             dead: BTreeSet::new(),
             broken_images: BTreeSet::new(),
             refuse_pods: None,
+            refuse_deletion: None,
             counts: BTreeMap::new(),
             invariant: None,
             heartbeat: Time::default(),
@@ -214,6 +217,9 @@ impl World {
         propagation: Propagation,
     ) -> Result<Option<Revision>, WriteFault> {
         let object = self.state.get(key).cloned().ok_or(WriteFault::NotFound)?;
+        if let Some((_, why)) = self.refuse_deletion.as_ref().filter(|(name, _)| **name == *key.name) {
+            return Err(WriteFault::Invalid(why.clone()));
+        }
         if uid.is_some_and(|uid| uid != object.index.uid) {
             return Err(WriteFault::Conflict);
         }
