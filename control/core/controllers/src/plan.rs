@@ -6,7 +6,7 @@ use crate::wish::{Propagation, Write};
 use crate::{Config, events::Note};
 use dhow_api::{Tree, kinds};
 use dhow_state::{Key, Object};
-use dhow_types::{Time, Uid};
+use dhow_types::{Rng, Time, Uid};
 use std::sync::Arc;
 
 /// One row of the table of controllers.
@@ -116,6 +116,16 @@ pub(crate) fn target(write: &Write) -> Option<Key> {
             Some(Key::new(crate::views::resource::PODS, Arc::clone(namespace), Arc::clone(pod)))
         }
     }
+}
+
+/// Names follow from what was seen: deciding twice on the same sight makes the same names, so that an attempt whose
+/// result was lost does not make a second set of objects.
+pub(crate) fn names_from(sight: impl Iterator<Item = u8>) -> Rng {
+    let mut seed: u64 = 0xcbf2_9ce4_8422_2325;
+    for byte in sight {
+        seed = (seed ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    Rng::new(seed)
 }
 
 /// An owner reference that makes `owner` the managing controller.

@@ -11,6 +11,7 @@ pub(crate) mod node_lifecycle;
 mod pod_gc;
 mod publisher;
 mod replicaset;
+mod slices;
 mod taint_eviction;
 
 use crate::plan::Controller;

@@ -3,7 +3,7 @@
 use super::{adoption, condition, set_condition};
 use crate::cache::{Cache, Seen};
 use crate::events::Note;
-use crate::plan::{Controller, Ctx, Plan, Planned, controller_ref, delete};
+use crate::plan::{Controller, Ctx, Plan, Planned, controller_ref, delete, names_from};
 use crate::views::{Counts, Phase, Pod, ReplicaSet, resource};
 use crate::wish::{Propagation, Write};
 use dhow_api::{Tree, meta};
@@ -112,16 +112,11 @@ fn create(ctx: &Ctx<'_>, set: &ReplicaSet, missing: usize, plan: &mut Plan) {
     }
 }
 
-/// Names follow from what we see: deciding twice on the same sight names the same pods, so that an attempt whose
-/// result was lost does not make a second set of them. A change among the pods, or a refusal, gives new names.
+/// The names of new pods. A change among the pods, or a refusal, gives new ones.
 fn names(ctx: &Ctx<'_>, set: &ReplicaSet) -> Rng {
     let sight = ctx.cache.group_revision(set.uid()).max(set.object.revision);
-    let mut seed: u64 = 0xcbf2_9ce4_8422_2325;
     let words = [sight.0.to_le_bytes(), u64::from(ctx.history.failures).to_le_bytes()];
-    for byte in set.uid().bytes().chain(words.into_iter().flatten()) {
-        seed = (seed ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    }
-    Rng::new(seed)
+    names_from(set.uid().bytes().chain(words.into_iter().flatten()))
 }
 
 fn pod_of(set: &ReplicaSet, template: &Tree, name: &str) -> Tree {
