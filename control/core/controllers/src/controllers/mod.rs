@@ -4,6 +4,7 @@ mod adoption;
 mod deployment;
 mod endpoints;
 mod endpointslice;
+mod endpointslice_mirroring;
 mod garbage;
 mod namespace;
 mod node_ipam;
@@ -21,6 +22,7 @@ pub(crate) static CONTROLLERS: &[Controller] = &[
     deployment::CONTROLLER,
     replicaset::CONTROLLER,
     endpointslice::CONTROLLER,
+    endpointslice_mirroring::CONTROLLER,
     endpoints::CONTROLLER,
     namespace::CONTROLLER,
     publisher::SERVICE_ACCOUNTS,
