@@ -389,6 +389,7 @@ impl Driver {
 
     fn status(&self) -> Status {
         let state = self.shared.state.read().unwrap_or_else(PoisonError::into_inner);
+        let Standing { applied, members } = self.shared.standing().clone();
         let now = *self.role.borrow();
         Status {
             member: self.member,
@@ -396,8 +397,8 @@ impl Driver {
             role: now.role,
             term: now.term,
             leader: now.leader,
-            members: self.shared.standing().members.clone(),
-            applied: self.shared.standing().applied,
+            members,
+            applied,
             committed: self.consensus.committed(),
             last: self.consensus.last(),
             progress: self.consensus.progress(),

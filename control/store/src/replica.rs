@@ -36,9 +36,10 @@ const REQUEST_BYTES_MAX: usize = 64 << 20;
 /// Messages of other members that wait. More are lost, which consensus expects of a network.
 const INBOX_MAX: usize = 4_096;
 
-/// The length of a consensus tick: heartbeats every 100 ms, elections after 0.5 to 1 s of silence. A member that is dead
-/// is replaced within the second in which Kubernetes' clients try again, and a busy machine's pauses are shorter.
-const TICK_MS: u64 = 50;
+/// The length of a consensus tick by default: heartbeats every 100 ms, elections after 0.5 to 1 s of silence. A member
+/// that is dead is replaced within the second after which Kubernetes' clients try again, and the pauses of a busy machine
+/// are shorter.
+const TICK: Duration = Duration::from_millis(50);
 
 /// How long a transfer of leadership may take: an election, generously.
 const TRANSFER_WAIT: Duration = Duration::from_secs(3);
@@ -140,6 +141,9 @@ pub struct Config {
     pub load_patience: Duration,
     /// How much of the past can be watched.
     pub history_max: HistoryMax,
+    /// The length of a consensus tick, the same on all members: a heartbeat is sent every two, and after ten to twenty of
+    /// silence another member wants to lead.
+    pub tick: Duration,
 }
 
 impl Config {
@@ -154,6 +158,7 @@ impl Config {
             flush_every: Duration::from_secs(2),
             load_patience: Duration::from_secs(60),
             history_max: HistoryMax::default(),
+            tick: TICK,
         }
     }
 }
@@ -189,8 +194,9 @@ impl Replica {
         let standing = Mutex::new(Standing { applied: restored.applied, members: restored.members.clone() });
         let chance = RandomState::new();
         let (incarnation, seed) = (chance.hash_one(std::process::id()), chance.hash_one(Instant::now()));
+        let tick_ms = u64::try_from(config.tick.as_millis()).unwrap_or(u64::MAX);
         let settings =
-            dhow_consensus::Config { member, incarnation, seed, tick_ms: TICK_MS, witness, lag_max: LagMax::default() };
+            dhow_consensus::Config { member, incarnation, seed, tick_ms, witness, lag_max: LagMax::default() };
         let consensus = Consensus::new(settings, restored).map_err(|error| damaged(&dir, &error.to_string()))?;
         let free = dir.clone();
         let free_bytes = Box::new(move || free_bytes(&free));
