@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -13,6 +12,8 @@ use dhow_pki::{Identity, PkiError, new_csr};
 use http::Method;
 use serde::Deserialize;
 use serde_json::json;
+
+use crate::durable;
 
 const DIR: &str = "identity";
 
@@ -106,6 +107,12 @@ pub async fn join(server: &str, token: Option<&str>, name: &str, data_dir: &Path
     Ok(JoinedIdentity { server: server.to_owned(), ca_pem, identity })
 }
 
+/// The directory of the identity that a join left in a data directory, if it did.
+pub(crate) fn kept(data_dir: &Path) -> Option<PathBuf> {
+    let dir = data_dir.join(DIR);
+    dir.join("name").exists().then_some(dir)
+}
+
 /// Name, key and certificate, and CA, as an earlier join left them.
 fn load(data_dir: &Path) -> Result<Option<(String, Identity, String)>, JoinError> {
     let dir = data_dir.join(DIR);
@@ -167,19 +174,9 @@ fn keep(data_dir: &Path, name: &str, identity: &Identity, ca_pem: &str) -> Resul
         [("ca.crt", ca_pem), ("node.key", &identity.key_pem), ("node.crt", &identity.cert_pem), ("name", name)]
     {
         let path = dir.join(file);
-        write_private(&path, text).map_err(|source| JoinError::Storage { path, source })?;
+        durable::replace(&path, text.as_bytes()).map_err(|source| JoinError::Storage { path, source })?;
     }
     Ok(())
-}
-
-/// Writes a file that only its owner may read, whole or not at all.
-fn write_private(path: &Path, text: &str) -> io::Result<()> {
-    use std::io::Write;
-    let next = path.with_extension("tmp");
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&next)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&next, path)
 }
 
 #[cfg(test)]

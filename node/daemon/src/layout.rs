@@ -4,6 +4,7 @@
 //! images/                                   what was pulled
 //! compiled/                                 compiled code
 //! identity/                                 this node's key and certificate, the cluster's CA
+//! servers                                   the addresses of the control nodes, one a line
 //! pods/<uid>/volumes/<volume>/              volumes
 //! pods/<uid>/containers/<container>/<n>/     files of attempt n alone
 //! logs/<ns>_<pod>_<uid>/<container>/<n>.log output of attempt n
@@ -64,6 +65,11 @@ impl Layout {
             std::fs::create_dir_all(dir)?;
         }
         Ok(())
+    }
+
+    /// The control nodes' addresses.
+    pub(crate) fn servers(&self) -> PathBuf {
+        self.root.join("servers")
     }
 
     /// What was pulled.

@@ -2,8 +2,9 @@
 //! runtime. Also the library that devices embed.
 //!
 //! [`Node::start`] brings everything up (`node` has the order); `runner` is the loop around the agent and fulfils its
-//! wishes; `network` feeds the switch and keeps the connection to the control node; `register` keeps the Node object
-//! and its lease; `kubelet` answers the control node (`logs`, port-forward). [`join`] gives a new node its identity.
+//! wishes; `network` feeds the switch; `control` keeps a
+//! link to each control node; `register` keeps the Node object
+//! and its lease; `renew` the node's certificate; `kubelet` answers the control node (`logs`, port-forward). [`join`] gives a new node its identity.
 //!
 //! Invariants: decides nothing about pods. Every task belongs to a group that [`Node::stop`] ends; every queue is
 //! bounded. Stopping leaves the API's objects as they are. A name from the API never leaves the data directory
@@ -13,6 +14,8 @@
 mod api;
 mod clock;
 mod config;
+mod control;
+mod durable;
 mod events;
 mod exec;
 mod flights;
@@ -28,6 +31,7 @@ mod node;
 mod objects;
 mod probes;
 mod register;
+mod renew;
 mod runner;
 mod sandbox;
 mod view;

@@ -1,26 +1,19 @@
-//! Keeps the switch's tables in line with the API, and this node connected to the control node.
+//! Keeps the switch's tables, and what else is made of the same objects, in line with the API.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
 
 use dhow_agent::env::ServiceLink;
 use dhow_api::Tree;
 use dhow_client::Event;
 use dhow_mesh::{MeshError, Update};
-use dhow_quic::{Connection, Endpoint, Fabric};
 use dhow_tasks::Stop;
 use dhow_types::Chain;
 use tokio::sync::oneshot;
 
 use crate::register::Standing;
 use crate::runner::Shared;
-
-const RETRY_MIN: Duration = Duration::from_millis(100);
-const RETRY_MAX: Duration = Duration::from_secs(5);
-/// The name in the control node's certificate.
-const CONTROL_NAME: &str = "dhow-control";
 
 /// One kind of object that the tables are made of.
 struct Feed {
@@ -125,7 +118,8 @@ fn apply(shared: &Shared, feed: &Feed, tree: &Tree) {
             });
         }
         Kind::Node if name == shared.node.as_str() => stand(shared, Standing::of(tree)),
-        Kind::Node | Kind::Slice => {}
+        Kind::Slice => shared.control.slice(tree),
+        Kind::Node => {}
     }
 }
 
@@ -136,7 +130,8 @@ fn remove(shared: &Shared, feed: &Feed, (namespace, name): &(String, String)) {
             edit_links(shared, |links| links.remove(&format!("{namespace}/{name}")));
         }
         Kind::Node if *name == shared.node.as_str() => stand(shared, Standing::Unknown),
-        Kind::Node | Kind::Slice => {}
+        Kind::Slice => shared.control.slice_gone(namespace, name),
+        Kind::Node => {}
     }
 }
 
@@ -146,46 +141,4 @@ fn stand(shared: &Shared, standing: Standing) {
 
 fn edit_links<R>(shared: &Shared, edit: impl FnOnce(&mut BTreeMap<String, Arc<ServiceLink>>) -> R) {
     edit(&mut shared.links.write().unwrap_or_else(PoisonError::into_inner));
-}
-
-/// Keeps a connection to the control node, over which it reaches this node's kubelet API.
-pub(crate) async fn stay_connected(endpoint: Endpoint, fabric: Fabric, control: String, stop: Stop) {
-    let mut pause = RETRY_MIN;
-    loop {
-        let session = async {
-            match dial(&endpoint, &control).await {
-                Ok(connection) => {
-                    tracing::info!(control, "connected to the control node");
-                    let began = tokio::time::Instant::now();
-                    let why = fabric.serve(connection).await;
-                    tracing::info!(control, why = %Chain(&why), "the connection to the control node ended");
-                    began.elapsed() > RETRY_MAX
-                }
-                Err(why) => {
-                    tracing::debug!(control, why, "connecting to the control node failed");
-                    false
-                }
-            }
-        };
-        match stop.or(session).await {
-            None => return,
-            Some(true) => pause = RETRY_MIN,
-            Some(false) => pause = (pause * 2).min(RETRY_MAX),
-        }
-        if stop.or(tokio::time::sleep(pause)).await.is_none() {
-            return;
-        }
-    }
-}
-
-/// The name is looked up each time: the control node may have moved.
-async fn dial(endpoint: &Endpoint, control: &str) -> Result<Connection, String> {
-    let mut why = format!("`{control}` has no address");
-    for addr in tokio::net::lookup_host(control).await.map_err(|err| err.to_string())? {
-        match endpoint.connect(addr, CONTROL_NAME).await {
-            Ok(connection) => return Ok(connection),
-            Err(err) => why = Chain(&err).to_string(),
-        }
-    }
-    Err(why)
 }

@@ -18,14 +18,16 @@ use dhow_types::{Chain, NodeName};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::config::addresses_of;
+use crate::control::{ControlNodes, Joined, Links};
 use crate::events::{Recorder, tell_of_node};
 use crate::images::Images;
 use crate::layout::Layout;
 use crate::objects::ObjectReader;
 use crate::register::{Capacity, Registration, Standing};
+use crate::renew::Renewal;
 use crate::runner::{DISK_WORK_MAX, Shared, keep_running, refresh_volumes};
 use crate::sandbox::Sandboxes;
-use crate::{Config, kubelet, network};
+use crate::{Config, join, kubelet, network};
 
 /// How long the tasks of one group may take to end.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
@@ -66,7 +68,7 @@ pub struct Node {
     shared: Arc<Shared>,
     /// The loop that runs pods, and what it needs; stopped first.
     pods: Tasks,
-    /// The kubelet API and the connection to the control node.
+    /// The kubelet API and the links to the control nodes.
     serving: Tasks,
     /// Node ports, watches, heartbeat, events; stopped last.
     background: Tasks,
@@ -94,10 +96,15 @@ impl Node {
         } = config;
         let layout = Layout::new(&data_dir);
         layout.create().map_err(|source| NodeError::DataDir { path: data_dir.clone(), source })?;
+        let joined = Joined { url: client.server.clone(), quic: control_quic };
+        let control = ControlNodes::new(joined, &layout.servers());
         let client = Client::new(client)?;
+        // Before any of them has been reached: the one that the node joined through may be gone.
+        client.set_servers(&control.urls())?;
         let engine = Engine::new(dhow_engine::Config::new(layout.compiled()))?;
         let store = Store::open(layout.images()).map_err(NodeError::Images)?;
-        let tls = Tls { ca_pem, cert_pem: identity.cert_pem, key_pem: identity.key_pem };
+        let tls =
+            Tls { ca_pem: ca_pem.clone(), cert_pem: identity.cert_pem.clone(), key_pem: identity.key_pem.clone() };
         let endpoint = Endpoint::bind(SocketAddr::new(node_ip, 0), &tls)?;
         let quic = SocketAddr::new(node_ip, endpoint.local_addr().port());
         let switch = Switch::new(switch_config(&name, node_ip, addresses_of(client.server()).await));
@@ -111,6 +118,7 @@ impl Node {
             node: name.clone(),
             host_ip: node_ip,
             client: client.clone(),
+            control: control.clone(),
             layout,
             switch: switch.clone(),
             engine: engine.clone(),
@@ -131,11 +139,23 @@ impl Node {
             background.spawn("node port news", news);
             node_ports
         });
-        let connected = network::stay_connected(endpoint.clone(), fabric.clone(), control_quic, serving.stop_token());
-        serving.spawn("control connection", connected);
+        let links = Links { endpoint: endpoint.clone(), fabric: fabric.clone(), switch: switch.clone() };
+        serving.spawn("control links", control.clone().keep_links(links, serving.stop_token()));
+        let published = control.publish(client.clone(), shared.layout.servers(), background.stop_token());
+        background.spawn("control nodes", published);
         let kubelet = kubelet::serve(shared.clone(), serving.clone(), kubelet_queue, serving.stop_token());
         serving.spawn("kubelet", kubelet);
-        let registration = Registration { client, node: name, node_ip, quic, capacity, standing: stands };
+        let (refused, refusals) = watch::channel(false);
+        let renewal = Renewal {
+            client: client.clone(),
+            endpoint: endpoint.clone(),
+            identity,
+            ca_pem,
+            kept: join::kept(&data_dir),
+            refused: refusals,
+        };
+        background.spawn("certificate", renewal.run(background.stop_token()));
+        let registration = Registration { client, node: name, node_ip, quic, capacity, standing: stands, refused };
         let run = run(shared.clone(), registration, pods.clone(), background.clone());
         pods.spawn("start", run);
         Ok(Node { shared, pods, serving, background, endpoint, fabric, node_ports, quic })

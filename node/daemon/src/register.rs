@@ -131,9 +131,17 @@ pub(crate) struct Registration {
     pub(crate) quic: SocketAddr,
     pub(crate) capacity: Capacity,
     pub(crate) standing: watch::Receiver<Standing>,
+    /// Whether the API refuses to know this node.
+    pub(crate) refused: watch::Sender<bool>,
 }
 
 impl Registration {
+    /// Tells whether the API knows this node by its certificate.
+    fn note(&self, result: Result<(), &ClientError>) {
+        let refused = result.is_err_and(|err| err.is(401) || err.is(403));
+        self.refused.send_if_modified(|known| std::mem::replace(known, refused) != refused);
+    }
+
     fn path(&self) -> String {
         resource_path("", "v1", "nodes", None, Some(self.node.as_str()))
     }
@@ -142,10 +150,12 @@ impl Registration {
     pub(crate) async fn register(&self) -> String {
         let mut pause = RETRY_MIN;
         while let Err(err) = self.put_object(None).await {
+            self.note(Err(&err));
             tracing::warn!(err = %Chain(&err), "registering the node failed, trying again");
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RETRY_MAX);
         }
+        self.note(Ok(()));
         let path = format!("/api/v1/nodes?fieldSelector=metadata.name%3D{}", self.node);
         let mut nodes = self.client.watch(&path);
         loop {
@@ -207,6 +217,7 @@ impl Registration {
             let wait = match stop.or(work).await {
                 None => return,
                 Some(Ok(())) => {
+                    self.note(Ok(()));
                     if status_at.is_none() || standing != Standing::Well {
                         self.say_ready().await;
                     }
@@ -217,6 +228,7 @@ impl Registration {
                     LEASE_EVERY
                 }
                 Some(Err(err)) => {
+                    self.note(Err(&err));
                     // A node object that someone deleted is made again.
                     if err.is(404)
                         && let Err(err) = self.put_object(Some(&cidr)).await
@@ -282,7 +294,7 @@ impl Registration {
                 "bootID": read("/proc/sys/kernel/random/boot_id"),
                 "kernelVersion": read("/proc/sys/kernel/osrelease"),
                 "osImage": "Dhow",
-                "containerRuntimeVersion": "wasmtime://48.0.8",
+                "containerRuntimeVersion": format!("wasmtime://{}", dhow_engine::RUNTIME_VERSION),
                 "kubeletVersion": "v1.36.0+dhow",
                 "kubeProxyVersion": "",
                 "operatingSystem": OS,

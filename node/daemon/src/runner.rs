@@ -32,6 +32,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::clock::Forward;
+use crate::control::ControlNodes;
 use crate::events::Recorder;
 use crate::hooks::Hook;
 use crate::images::Images;
@@ -68,6 +69,7 @@ pub(crate) struct Shared {
     pub(crate) node: NodeName,
     pub(crate) host_ip: IpAddr,
     pub(crate) client: Client,
+    pub(crate) control: ControlNodes,
     pub(crate) layout: Layout,
     pub(crate) switch: Switch,
     pub(crate) engine: Engine,

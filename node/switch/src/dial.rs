@@ -148,7 +148,7 @@ impl Dial {
                     Ok(Reached::Duplex(remote.connect(node, from, hop.addr).await?))
                 }
                 Target::Pod(_) | Target::Outside => {
-                    self.switch.egress().check(hop.addr)?;
+                    self.switch.check_egress(hop.addr)?;
                     let socket = tokio::net::TcpStream::connect(hop.addr).await;
                     socket.map(Reached::Socket).map_err(|error| NetError::of_connect(&error))
                 }

@@ -79,7 +79,7 @@ pub struct Switch(Arc<Inner>);
 struct Inner {
     node: NodeName,
     node_ip: IpAddr,
-    egress: Egress,
+    egress: RwLock<Egress>,
     runtime: Handle,
     /// Held for a look-up or for taking one update in: microseconds both.
     tables: RwLock<Tables>,
@@ -112,7 +112,7 @@ impl Switch {
         Switch(Arc::new(Inner {
             node,
             node_ip,
-            egress,
+            egress: RwLock::new(egress),
             runtime: Handle::current(),
             tables: RwLock::new(Tables::new(mesh)),
             pods: RwLock::default(),
@@ -171,6 +171,20 @@ impl Switch {
     pub fn apply(&self, update: Update) {
         write(&self.0.tables).apply(update);
         self.0.version.send_modify(|version| *version += 1);
+    }
+
+    /// Lets pods reach an address that may be closed to them by the general rule, until [`Switch::forbid_egress`] was
+    /// called as often.
+    pub fn allow_egress(&self, to: SocketAddr) {
+        write(&self.0.egress).allow.push(to);
+    }
+
+    /// Takes back what [`Switch::allow_egress`] allowed once.
+    pub fn forbid_egress(&self, to: SocketAddr) {
+        let allow = &mut write(&self.0.egress).allow;
+        if let Some(at) = allow.iter().rposition(|known| *known == to) {
+            allow.remove(at);
+        }
     }
 
     /// Sets the way to other nodes.
@@ -274,7 +288,7 @@ impl Switch {
             name if !pod.host(name).is_empty() => Ok(pod.host(name)),
             name => match self.resolve_inside(name, &identity.namespace) {
                 Resolved::Known(answer) => answer,
-                Resolved::Outside(_) if self.0.egress.closed => Err(NetError::NameNotFound),
+                Resolved::Outside(_) if read(&self.0.egress).closed => Err(NetError::NameNotFound),
                 Resolved::Outside(name) => {
                     let (done, result) = oneshot::channel();
                     self.spawn(lookup(self.0.lookups.clone(), name, done));
@@ -318,7 +332,7 @@ impl Switch {
             Some(node) if *node == self.0.node => Err(NetError::HostUnreachable),
             Some(node) => Ok(Target::Node(node.clone())),
             None if tables.in_pod_range(to.ip()) => Err(NetError::HostUnreachable),
-            None => self.0.egress.check(to).map(|()| Target::Outside),
+            None => self.check_egress(to).map(|()| Target::Outside),
         }
     }
 
@@ -363,8 +377,9 @@ impl Switch {
         read(&self.0.remote).clone()
     }
 
-    pub(crate) fn egress(&self) -> &Egress {
-        &self.0.egress
+    /// Whether a pod may talk to an address outside.
+    pub(crate) fn check_egress(&self, to: SocketAddr) -> Result<(), NetError> {
+        read(&self.0.egress).check(to)
     }
 
     pub(crate) fn node_ip(&self) -> IpAddr {

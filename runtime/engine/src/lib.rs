@@ -32,3 +32,6 @@ mod ticker;
 pub use container::{Container, Io};
 pub use engine::{Config, Engine, EngineError, instances_max};
 pub use program::{LoadError, Program};
+
+/// The version of Wasmtime that runs the guests, as `Cargo.lock` has it.
+pub const RUNTIME_VERSION: &str = env!("DHOW_WASMTIME_VERSION");
