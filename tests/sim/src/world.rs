@@ -1,32 +1,50 @@
-//! One run: a member, its disk, its clients and its watcher.
+//! One run: everything that there is, what happens next, and what must hold.
 
+use crate::Bug;
+use crate::clients::{Asked, Client};
 use crate::disk::{Disk, Image};
-use dhow_consensus::{Committed, Config, Consensus, In, Out, Position, ProposalId, ReadId};
-use dhow_state::{Change, Expect, HistoryMax, Key, Op, State, Txn};
-use dhow_types::{Machine, Revision, Rng, Time};
-use std::collections::{BTreeMap, VecDeque};
+use crate::network::Network;
+use crate::node::{Node, Running};
+use crate::operator::Operator;
+use crate::trace::Trace;
+use crate::truth::Truth;
+use crate::watchers::Watcher;
+use crate::weather::Weather;
+use bytes::Bytes;
+use dhow_consensus::{In, Members, Position, ProposalId};
+use dhow_types::{Rng, Time};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-/// A mistake to plant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bug {
-    /// None.
-    Sound,
-    /// A write is acknowledged when it is proposed.
-    EarlyAcknowledgement,
-    /// A write to the log is reported as durable without a sync.
-    SkippedSync,
-    /// The log is dropped up to what is applied, not up to what is flushed.
-    EarlyTruncation,
-    /// A watcher misses a change now and then.
-    DroppedChange,
-    /// A watcher that comes back is given the last change once more.
-    RepeatedChange,
-    /// A read is answered without asking whether the state is up to date.
-    StaleRead,
-    /// A rejected transaction is answered as if it had been done.
-    IgnoredRejection,
+/// How long things go wrong.
+const STORM_MS: i64 = 8_000;
+
+/// How long the members may take to recover from it: some elections that come to nothing, and a few images.
+const CALM_MS: i64 = 40_000;
+
+const WATCHERS: usize = 2;
+
+/// What happens at a time.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Deliver { from: u64, to: u64, bytes: Bytes },
+    Unreachable { node: u64, life: u64, member: u64 },
+    Capture { from: u64, life: u64, to: u64, message: Bytes },
+    Image { from: u64, life: u64, to: u64, message: Bytes, position: Position, image: Arc<Image> },
+    Propose { node: u64, life: u64, id: ProposalId, data: Vec<u8> },
+    Wake { node: u64, life: u64 },
+    Synced { node: u64, life: u64 },
+    Apply { node: u64, life: u64 },
+    Flush { node: u64, life: u64 },
+    Flushed { node: u64, life: u64, image: Arc<Image> },
+    Crash { node: u64, life: u64 },
+    Restart { node: u64 },
+    Client(usize),
+    GiveUp { operation: usize },
+    Watch(usize),
+    Operator,
+    Weather,
 }
 
 /// What must hold and does not.
@@ -34,470 +52,398 @@ pub enum Bug {
 pub struct Violation {
     /// In which step.
     pub step: u64,
+    /// At which time, in milliseconds.
+    pub at_ms: i64,
     /// What is wrong.
     pub what: String,
+    /// What happened before, if it was kept.
+    pub trace: Vec<String>,
 }
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "step {}: {}", self.step, self.what)
+        write!(f, "step {} at {} ms: {}", self.step, self.at_ms, self.what)
     }
 }
 
 /// What a run came to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Each step, in words.
+    /// A hash of each step, in words: equal for equal runs.
+    pub trace_hash: u64,
+    /// The words themselves, if they were kept.
     pub trace: Vec<String>,
-    /// Writes that were acknowledged.
+    /// How many things happened.
+    pub steps: u64,
+    /// Writes that clients were told to be done.
     pub acknowledged: usize,
-    /// Writes that were rejected.
+    /// Writes that were done to no effect.
     pub rejected: usize,
+    /// Writes that were certainly not done.
+    pub refused: usize,
+    /// Operations whose end clients do not know.
+    pub unknown: usize,
     /// Reads that were answered.
     pub reads: usize,
-    /// Changes that the watcher got.
+    /// Changes that watchers got.
     pub watched: usize,
-    /// Deaths of the process.
+    /// Watchers that had to begin anew.
+    pub relists: usize,
+    /// Deaths of processes.
     pub crashes: usize,
+    /// Disks that were lost.
+    pub wipes: usize,
+    /// Images that were installed.
+    pub images: usize,
+    /// Changes of the members.
+    pub changes: usize,
+    /// Terms that had a leader.
+    pub terms: usize,
+    /// Keys whose history was too much to judge.
+    pub undecided: usize,
 }
 
-/// A running member.
-struct Member {
-    consensus: Consensus,
-    state: State,
-    applied: Position,
-    /// Committed and not applied yet.
-    backlog: VecDeque<Committed>,
-    writes: BTreeMap<ProposalId, Txn>,
-    /// By id: the revision that was acknowledged, and the entry that was committed, when the read was asked for.
-    reads: BTreeMap<ReadId, (Revision, u64)>,
-}
-
-/// Someone who watches everything.
-#[derive(Default)]
-struct Watcher {
-    after: Revision,
-    /// What the changes add up to: the revision of each object.
-    objects: BTreeMap<Key, Revision>,
+impl Report {
+    /// The same over several runs. Words are dropped.
+    pub fn add(&mut self, other: &Report) {
+        self.steps += other.steps;
+        self.acknowledged += other.acknowledged;
+        self.rejected += other.rejected;
+        self.refused += other.refused;
+        self.unknown += other.unknown;
+        self.reads += other.reads;
+        self.watched += other.watched;
+        self.relists += other.relists;
+        self.crashes += other.crashes;
+        self.wipes += other.wipes;
+        self.images += other.images;
+        self.changes += other.changes;
+        self.terms += other.terms;
+        self.undecided += other.undecided;
+    }
 }
 
 /// The whole of one run.
 pub struct World {
-    rng: Rng,
-    bug: Bug,
-    now: Time,
-    step: u64,
-    next_id: u64,
-    disk: Disk,
-    member: Option<Member>,
-    watcher: Watcher,
-    /// What was acknowledged at which revision.
-    acknowledged: BTreeMap<Revision, Txn>,
-    /// What each revision did, and the hash of the state behind it, when it was first reached.
-    done: BTreeMap<Revision, (Txn, u64)>,
-    /// What clients believe to be the revision of each object.
-    beliefs: BTreeMap<Key, Revision>,
-    report: Report,
+    pub(crate) rng: Rng,
+    pub(crate) bug: Bug,
+    pub(crate) weather: Weather,
+    pub(crate) now: Time,
+    pub(crate) nodes: BTreeMap<u64, Node>,
+    pub(crate) net: Network,
+    pub(crate) clients: Vec<Client>,
+    pub(crate) asked: Vec<Asked>,
+    pub(crate) watchers: Vec<Watcher>,
+    pub(crate) operator: Operator,
+    pub(crate) truth: Truth,
+    pub(crate) report: Report,
+    trace: Trace,
+    queue: BTreeMap<(Time, u64), Event>,
+    last_event: u64,
+    last_id: u64,
+    last_value: u64,
+    last_moment: u64,
+    clients_end: bool,
     violation: Option<String>,
 }
 
-/// Small, so that watchers fall out of it.
-const HISTORY: HistoryMax = HistoryMax { changes: 12, bytes: usize::MAX };
-
 impl World {
-    /// A run that follows from `seed`.
-    pub fn new(seed: u64, bug: Bug) -> Self {
-        let (trace, acknowledged, rejected, reads, watched, crashes) = Default::default();
-        Self {
-            rng: Rng::new(seed),
+    /// A run that follows from `seed`. Its words are kept if someone wants to read them.
+    pub fn new(seed: u64, bug: Bug, keep_trace: bool) -> Self {
+        let mut rng = Rng::new(seed);
+        let weather = Weather::draw(&mut rng);
+        let clients = 2 + rng.below(4) as usize;
+        let mut world = Self {
+            rng,
             bug,
             now: Time::from_ms(0),
-            step: 0,
-            next_id: 0,
-            disk: Disk::default(),
-            member: None,
-            watcher: Watcher::default(),
-            acknowledged: BTreeMap::new(),
-            done: BTreeMap::new(),
-            beliefs: BTreeMap::new(),
-            report: Report { trace, acknowledged, rejected, reads, watched, crashes },
+            nodes: BTreeMap::new(),
+            net: Network::default(),
+            clients: (0..clients).map(|_| Client::default()).collect(),
+            asked: Vec::new(),
+            watchers: (0..WATCHERS).map(|_| Watcher::default()).collect(),
+            operator: Operator::new(weather.founders),
+            truth: Truth::default(),
+            report: Report::default(),
+            trace: Trace::new(keep_trace),
+            queue: BTreeMap::new(),
+            last_event: 0,
+            last_id: 0,
+            last_value: 0,
+            last_moment: 0,
+            clients_end: false,
             violation: None,
-        }
+            weather,
+        };
+        world.note(format_args!("{:?}", world.weather.clone()));
+        world.found();
+        world
     }
 
-    /// Runs `steps` steps, then lets everything come to rest and looks once more.
-    pub fn run(mut self, steps: u64) -> Result<Report, Violation> {
-        for step in 1..=steps {
-            self.step = step;
-            self.act();
-            self.check()?;
+    fn found(&mut self) {
+        let voters: Vec<u64> = (1..=self.weather.founders).collect();
+        for id in &voters {
+            let members = Members { voters: voters.clone(), ..Members::default() };
+            let witness = self.weather.witness && *id == self.weather.founders;
+            self.add_node(*id, Disk::founded(members), witness);
         }
-        self.step += 1;
-        self.settle();
-        self.check()?;
+        (0..self.clients.len()).for_each(|client| self.after(client as u64, Event::Client(client)));
+        (0..WATCHERS).for_each(|n| self.after(n as u64, Event::Watch(n)));
+        self.after(1_000, Event::Operator);
+        self.after(1_000, Event::Weather);
+    }
+
+    /// Runs a seed; also an end of the process that a part asks for is a violation.
+    pub fn try_seed(seed: u64, bug: Bug, keep_trace: bool) -> Result<Report, Violation> {
+        let run = std::panic::catch_unwind(|| World::new(seed, bug, keep_trace).run());
+        run.unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            let what = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            let what = format!("a part panics: {}", what.unwrap_or_default());
+            Err(Violation { step: 0, at_ms: 0, what, trace: Vec::new() })
+        })
+    }
+
+    /// Runs: first everything goes wrong, then nothing, and the members must come to rest.
+    pub fn run(mut self) -> Result<Report, Violation> {
+        self.run_until(Time::from_ms(STORM_MS), |_| false)?;
+        self.clear_up();
+        let calm = self.now;
+        self.run_until(calm + 500, |_| false)?;
+        self.clients_end = true;
+        let end = Time::from_ms(STORM_MS + CALM_MS);
+        self.run_until(end, Self::is_at_rest)?;
+        self.check_rest()?;
+        self.ask_everyone();
+        self.run_until(end + 5_000, Self::is_at_rest)?;
+        self.check_rest()?;
+        self.check_end();
+        self.verdict()?;
+        self.report.trace_hash = self.trace.hash();
+        self.report.trace = self.trace.lines().to_vec();
+        self.report.terms = self.truth.terms();
         Ok(self.report)
     }
 
-    fn act(&mut self) {
-        self.now = self.now + self.rng.below(50);
-        if self.member.is_none() {
-            return self.start();
+    fn run_until(&mut self, end: Time, done: impl Fn(&Self) -> bool) -> Result<(), Violation> {
+        let mut steps = 0_u64;
+        while let Some(((at, _), event)) = self.queue.pop_first() {
+            if at > end {
+                self.at(at, event);
+                self.now = end;
+                return Ok(());
+            }
+            self.now = at;
+            self.report.steps += 1;
+            self.handle(event);
+            self.verdict()?;
+            steps += 1;
+            if steps.is_multiple_of(16) && done(self) {
+                return Ok(());
+            }
         }
-        match self.rng.below(100) {
-            0..25 => self.write(),
-            25..50 => self.sync(),
-            50..78 => (0..self.rng.below(8)).for_each(|_| self.apply_one()),
-            78..84 => self.read(),
-            84..91 => self.watch(),
-            91..94 => self.flush(),
-            _ => self.crash(),
+        Ok(())
+    }
+
+    fn handle(&mut self, event: Event) {
+        let Some(event) = self.put_off(event) else { return };
+        match event {
+            Event::Deliver { from, to, bytes } => self.deliver(from, to, bytes),
+            Event::Unreachable { node, member, .. } => self.give(node, In::Unreachable(member)),
+            Event::Capture { from, to, message, .. } => self.capture(from, to, message),
+            Event::Image { from, life, to, message, position, image } => {
+                self.deliver_image((from, life), to, message, position, image);
+            }
+            Event::Propose { node, id, data, .. } => self.give(node, In::Propose(vec![(id, data.into())])),
+            Event::Wake { node, .. } => self.wake(node),
+            Event::Synced { node, .. } => self.handle_synced(node),
+            Event::Apply { node, .. } => self.handle_apply(node),
+            Event::Flush { node, .. } => self.handle_flush(node),
+            Event::Flushed { node, image, .. } => self.node(node).disk.flush(image),
+            Event::Crash { node, .. } => {
+                let rest = self.rng.below(30);
+                self.crash(node, rest);
+            }
+            Event::Restart { node } => self.start(node),
+            Event::Client(client) => self.handle_client(client),
+            Event::GiveUp { operation } => self.answer_nothing(operation),
+            Event::Watch(n) => self.handle_watch(n),
+            Event::Operator => self.handle_operator(),
+            Event::Weather => self.handle_weather(),
         }
     }
 
-    fn note(&mut self, what: String) {
-        self.report.trace.push(format!("{} {what}", self.now));
+    /// What is meant for a process that is gone comes to nothing; what is meant for one that stands still waits.
+    fn put_off(&mut self, event: Event) -> Option<Event> {
+        let (id, life) = match &event {
+            Event::Deliver { to, .. } | Event::Image { to, .. } => (*to, None),
+            Event::Capture { from, life, .. } => (*from, Some(*life)),
+            Event::Unreachable { node, life, .. }
+            | Event::Propose { node, life, .. }
+            | Event::Wake { node, life }
+            | Event::Synced { node, life }
+            | Event::Apply { node, life }
+            | Event::Flush { node, life }
+            | Event::Flushed { node, life, .. }
+            | Event::Crash { node, life } => (*node, Some(*life)),
+            _ => return Some(event),
+        };
+        let node = self.nodes.get(&id)?;
+        if life.is_some_and(|life| life != node.life || node.running.is_none()) {
+            return None;
+        }
+        if node.paused_until > self.now && node.running.is_some() {
+            let at = node.paused_until;
+            if let Event::Wake { .. } = event {
+                self.running(id).planned(at);
+            }
+            self.at(at, event);
+            return None;
+        }
+        Some(event)
     }
 
-    fn fail(&mut self, what: String) {
+    /// All faults are over.
+    fn clear_up(&mut self) {
+        self.note(format_args!("calm"));
+        self.weather.clear();
+        self.net.cut.clear();
+        let (now, ids) = (self.now, self.nodes.keys().copied().collect::<Vec<_>>());
+        for id in ids {
+            let node = self.node(id);
+            node.slow_until = now;
+            node.paused_until = node.paused_until.min(now);
+            self.start(id);
+        }
+        let faults = |event: &Event| matches!(event, Event::Weather | Event::Operator | Event::Crash { .. });
+        self.queue.retain(|_, event| !faults(event));
+    }
+
+    /// Those that count in the end.
+    fn members_at_rest(&self) -> Option<Vec<u64>> {
+        let leader = self.leader()?;
+        let members = self.nodes[&leader].running.as_ref()?.consensus.members();
+        (!members.is_joint()).then(|| members.ids().into_iter().filter(|id| !self.nodes[id].gone).collect())
+    }
+
+    fn is_at_rest(&self) -> bool {
+        let Some(members) = self.members_at_rest() else { return false };
+        let all = self.nodes.values().filter_map(|node| node.running.as_ref());
+        let mut applied: Vec<_> = Vec::new();
+        for id in members {
+            let Some(running) = &self.nodes[&id].running else { return false };
+            let last = running.consensus.last();
+            if last != running.applied || running.consensus.leader() != self.leader() {
+                return false;
+            }
+            applied.push(running.applied);
+        }
+        applied.windows(2).all(|pair| pair[0] == pair[1])
+            && all.into_iter().all(Running::is_idle)
+            && self.clients_are_idle()
+    }
+
+    fn check_rest(&mut self) -> Result<(), Violation> {
+        if !self.is_at_rest() {
+            let words: Vec<String> = self.nodes.iter().map(|(id, node)| format!("{id}: {}", describe(node))).collect();
+            self.fail(format!("the members do not come to rest: {}", words.join("; ")));
+        }
+        self.verdict()
+    }
+
+    fn ask_everyone(&mut self) {
+        for id in self.members_at_rest().unwrap_or_default() {
+            if !self.nodes[&id].witness {
+                self.ask_all(id);
+            }
+        }
+    }
+
+    fn check_end(&mut self) {
+        let members = self.members_at_rest().unwrap_or_default();
+        let members: Vec<u64> = members.into_iter().filter(|id| !self.nodes[id].witness).collect();
+        let hashes: Vec<u64> = members.iter().map(|id| self.running(*id).state.hash()).collect();
+        if hashes.windows(2).any(|pair| pair[0] != pair[1]) {
+            self.fail(format!("the states of {members:?} differ"));
+        }
+        for (n, id) in (0..WATCHERS).zip(members.iter().cycle()) {
+            self.watch(n, *id, false);
+            self.check_watcher(n, *id);
+        }
+        let known = self.truth.check_end();
+        self.check(known);
+        self.judge();
+    }
+
+    // ---- what everybody needs
+
+    pub(crate) fn note(&mut self, what: fmt::Arguments<'_>) {
+        self.trace.note(self.now, what);
+    }
+
+    pub(crate) fn fail(&mut self, what: String) {
         self.violation.get_or_insert(what);
     }
 
-    fn check(&mut self) -> Result<(), Violation> {
-        match self.violation.take() {
-            None => Ok(()),
-            Some(what) => Err(Violation { step: self.step, what }),
+    pub(crate) fn check(&mut self, known: Result<(), String>) {
+        if let Err(what) = known {
+            self.fail(what);
         }
     }
 
-    fn start(&mut self) {
-        let (image, restored) = self.disk.read();
-        let state = image.state(HISTORY);
-        self.note(format!("start at {:?} with {} entries", restored.applied, restored.entries.len()));
-        let known = self.done.get(&state.revision()).is_none_or(|(_, hash)| *hash == state.hash());
-        if !known {
-            self.fail(format!("the flushed state at {} is not what it was", state.revision()));
-        }
-        let applied = restored.applied;
-        let config = Config { member: 1, seed: self.rng.next_u64(), tick_ms: 100 };
-        let consensus = match Consensus::new(config, restored) {
-            Ok(consensus) => consensus,
-            Err(error) => return self.fail(format!("the member does not start: {error}")),
-        };
-        let (backlog, writes, reads) = Default::default();
-        self.member = Some(Member { consensus, state, applied, backlog, writes, reads });
-        let mut out = Vec::new();
-        let now = self.now;
-        self.member().consensus.wake(now, &mut out);
-        self.handle(out);
-        // A start ends when all that was committed is applied; only then are clients let in.
-        self.drain();
-        let reached = self.member().state.revision();
-        if let Some((newest, _)) = self.acknowledged.last_key_value()
-            && reached < *newest
-        {
-            let newest = *newest;
-            self.fail(format!("revision {newest} was acknowledged, and the member is back at {reached}"));
-        }
+    fn verdict(&mut self) -> Result<(), Violation> {
+        let Some(what) = self.violation.take() else { return Ok(()) };
+        let (step, at_ms, trace) = (self.report.steps, self.now.as_ms(), self.trace.lines().to_vec());
+        Err(Violation { step, at_ms, what, trace })
     }
 
-    fn member(&mut self) -> &mut Member {
-        self.member.as_mut().expect("only called while the member runs")
+    pub(crate) fn at(&mut self, at: Time, event: Event) {
+        self.last_event += 1;
+        self.queue.insert((at, self.last_event), event);
     }
 
-    fn give(&mut self, input: In) {
-        let mut out = Vec::new();
-        let now = self.now;
-        self.member().consensus.handle(now, input, &mut out);
-        self.handle(out);
+    pub(crate) fn after(&mut self, ms: u64, event: Event) {
+        self.at(self.now + ms, event);
     }
 
-    fn handle(&mut self, out: Vec<Out>) {
-        for wish in out {
-            match wish {
-                Out::Persist(persist) => {
-                    self.note(format!("persist {} with {} entries", persist.number, persist.entries.len()));
-                    self.disk.write(persist);
-                }
-                Out::Commit(entries) => self.member().backlog.extend(entries),
-                Out::ReadReady(id) => self.answer_read(id),
-                Out::Lost { proposals, reads } => {
-                    let member = self.member();
-                    member.writes.retain(|id, _| !proposals.contains(id));
-                    member.reads.retain(|id, _| !reads.contains(id));
-                    self.note(format!("lost {proposals:?} {reads:?}"));
-                }
-                Out::Role { role, term } => self.note(format!("{role:?} in term {term}")),
-                Out::Send(messages) => self.fail(format!("a single member sends {} messages", messages.len())),
-            }
-        }
+    pub(crate) fn node(&mut self, id: u64) -> &mut Node {
+        self.nodes.get_mut(&id).expect("only members that were added are named")
     }
 
-    fn write(&mut self) {
-        let txns: Vec<Txn> = (0..1 + self.rng.below(3)).map(|_| self.random_txn()).collect();
-        let mut proposals = Vec::new();
-        for txn in txns {
-            self.next_id += 1;
-            let id = ProposalId(self.next_id);
-            proposals.push((id, txn.encode().into()));
-            if self.bug == Bug::EarlyAcknowledgement && self.rng.chance(1, 10) {
-                let revision = Revision(self.member().state.revision().0 + 1);
-                self.acknowledge(revision, txn.clone());
-            }
-            self.member().writes.insert(id, txn);
-        }
-        self.note(format!("propose {} transactions up to {}", proposals.len(), self.next_id));
-        self.give(In::Propose(proposals));
+    pub(crate) fn running(&mut self, id: u64) -> &mut Running {
+        self.node(id).running.as_mut().expect("only called while the member runs")
     }
 
-    fn random_txn(&mut self) -> Txn {
-        let mut ops = Vec::new();
-        let first = self.rng.below(6);
-        for n in first..=first + self.rng.below(2) {
-            let key = Key::new(["pods", "nodes"][(n % 2) as usize], "", format!("o{n}"));
-            let believed = self.beliefs.get(&key).copied();
-            let expect = match (self.rng.below(10), believed) {
-                (0, _) => Expect::Any,
-                (_, Some(revision)) => Expect::At(revision),
-                (_, None) => Expect::Absent,
-            };
-            if believed.is_some() && self.rng.chance(1, 4) {
-                ops.push(Op::Delete { key, expect, last: None });
-            } else {
-                let value = format!("{{\"metadata\":{{\"name\":\"o{n}\"}},\"v\":{}}}", self.next_id);
-                ops.push(Op::Put { key, value: value.into(), expect });
-            }
-        }
-        Txn { ops }
+    pub(crate) fn is_running(&self, id: u64) -> bool {
+        self.nodes.get(&id).is_some_and(|node| node.running.is_some())
     }
 
-    fn sync(&mut self) {
-        let count = 1 + self.rng.below(self.disk.unsynced() as u64 + 1) as usize;
-        let number = if self.bug == Bug::SkippedSync && self.rng.chance(1, 2) {
-            self.disk.newest()
-        } else {
-            self.disk.sync(count)
-        };
-        if let Some(number) = number {
-            self.note(format!("synced {number}"));
-            self.give(In::Persisted(number));
-        }
+    pub(crate) fn ends_clients(&self) -> bool {
+        self.clients_end
     }
 
-    fn apply_one(&mut self) {
-        let Some(entry) = self.member().backlog.pop_front() else { return };
-        let Committed { index, term, id, data } = entry;
-        let mut changes = Vec::new();
-        if data.is_empty() {
-            self.member().state.apply_nothing(index);
-        } else {
-            match Txn::decode(data) {
-                Ok(txn) => self.apply(index, id, txn, &mut changes),
-                Err(error) => self.fail(format!("entry {index} cannot be read: {error}")),
-            }
-        }
-        self.member().applied = Position { index, term };
-        self.note(format!("applied {index}"));
-        self.give(In::Applied(index));
+    pub(crate) fn fresh_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
     }
 
-    fn apply(&mut self, index: u64, id: Option<ProposalId>, txn: Txn, changes: &mut Vec<Arc<Change>>) {
-        let member = self.member();
-        let before = member.state.revision();
-        let ended = member.state.apply_into(index, &txn, changes);
-        let (revision, hash) = (member.state.revision(), member.state.hash());
-        let waits = id.is_some_and(|id| member.writes.remove(&id).is_some());
-        if revision.0 != before.0 + u64::from(ended.is_ok()) {
-            self.fail(format!("revision {before} became {revision} by {ended:?}"));
-        }
-        if ended.is_ok() {
-            self.check_done(revision, &txn, hash);
-        }
-        self.learn(&txn);
-        match ended {
-            Ok(_) if waits => self.acknowledge(revision, txn),
-            Err(_) if waits && self.bug == Bug::IgnoredRejection => self.acknowledge(revision, txn),
-            Err(_) if waits => self.report.rejected += 1,
-            _ => {}
-        }
+    pub(crate) fn fresh_value(&mut self) -> u64 {
+        self.last_value += 1;
+        self.last_value
     }
 
-    /// The same revision does the same thing, in every life of the process.
-    fn check_done(&mut self, revision: Revision, txn: &Txn, hash: u64) {
-        if self.acknowledged.get(&revision).is_some_and(|acknowledged| acknowledged != txn) {
-            self.fail(format!("revision {revision} was acknowledged for another transaction"));
-        }
-        match self.done.get(&revision) {
-            Some((was, before)) if was != txn || *before != hash => {
-                self.fail(format!("revision {revision} is not what it was before the restart"));
-            }
-            _ => drop(self.done.insert(revision, (txn.clone(), hash))),
-        }
+    /// Later than all before.
+    pub(crate) fn moment(&mut self) -> u64 {
+        self.last_moment += 1;
+        self.last_moment
     }
+}
 
-    fn acknowledge(&mut self, revision: Revision, txn: Txn) {
-        self.note(format!("acknowledge {revision}"));
-        self.report.acknowledged += 1;
-        if self.done.get(&revision).is_some_and(|(done, _)| *done != txn) {
-            self.fail(format!("revision {revision} is acknowledged, and did something else"));
-        }
-        self.acknowledged.insert(revision, txn);
-    }
-
-    /// Clients read back what they tried to write, now and then.
-    fn learn(&mut self, txn: &Txn) {
-        for op in &txn.ops {
-            let key = op.key().clone();
-            match self.member().state.get(&key).map(|object| object.revision) {
-                Some(revision) => self.beliefs.insert(key, revision),
-                None => self.beliefs.remove(&key),
-            };
-        }
-    }
-
-    fn read(&mut self) {
-        self.next_id += 1;
-        let id = ReadId(self.next_id);
-        let floor = self.acknowledged.last_key_value().map_or(Revision(0), |(revision, _)| *revision);
-        // What is committed by now must be seen, too: another client may have been answered by it.
-        let member = self.member();
-        let committed = member.backlog.back().map_or(member.applied.index, |entry| entry.index);
-        member.reads.insert(id, (floor, committed));
-        self.note(format!("{id:?} asks for revision {floor}, entry {committed}"));
-        if self.bug == Bug::StaleRead {
-            self.answer_read(id);
-        } else {
-            self.give(In::ReadIndex(id));
-        }
-    }
-
-    fn answer_read(&mut self, id: ReadId) {
-        let Some((floor, committed)) = self.member().reads.remove(&id) else {
-            return self.fail(format!("{id:?} is answered and was not asked"));
-        };
-        let (revision, applied) = (self.member().state.revision(), self.member().applied.index);
-        if revision < floor || applied < committed {
-            self.fail(format!("{id:?} sees {revision} at entry {applied}, and asked at {floor} and {committed}"));
-        }
-        self.report.reads += 1;
-        self.note(format!("{id:?} sees {revision}"));
-    }
-
-    fn watch(&mut self) {
-        let after = self.watcher.after;
-        let from = if self.bug == Bug::RepeatedChange { Revision(after.0.saturating_sub(1)) } else { after };
-        let state = &self.member.as_ref().expect("only called while the member runs").state;
-        let Ok(changes) = state.since(from) else {
-            // Too old: list again.
-            self.watcher.objects = state.iter().map(|object| (object.key.clone(), object.revision)).collect();
-            self.watcher.after = state.revision();
-            return self.note("the watcher lists again".to_owned());
-        };
-        let mut changes: Vec<Arc<Change>> = changes.cloned().collect();
-        if self.bug == Bug::DroppedChange && !changes.is_empty() && self.rng.chance(1, 4) {
-            let at = self.rng.below(changes.len() as u64) as usize;
-            changes.remove(at);
-        }
-        for change in changes {
-            self.take_change(&change);
-        }
-        self.check_watcher();
-        self.note(format!("the watcher is at {}", self.watcher.after));
-    }
-
-    fn take_change(&mut self, change: &Change) {
-        let (after, revision) = (self.watcher.after, change.revision);
-        if revision < after || revision.0 > after.0 + 1 {
-            self.fail(format!("the watcher gets revision {revision} after {after}"));
-        }
-        let seen = self.watcher.objects.get(&change.key).copied();
-        if seen != change.old.as_ref().map(|old| old.revision) {
-            self.fail(format!(
-                "the watcher has `{}` at {seen:?}, which is not what revision {revision} changed",
-                change.key
-            ));
-        }
-        self.watcher.after = revision;
-        match &change.new {
-            Some(new) => self.watcher.objects.insert(change.key.clone(), new.revision),
-            None => self.watcher.objects.remove(&change.key),
-        };
-        self.report.watched += 1;
-    }
-
-    fn check_watcher(&mut self) {
-        let state = &self.member.as_ref().expect("only called while the member runs").state;
-        let found: BTreeMap<Key, Revision> = state.iter().map(|object| (object.key.clone(), object.revision)).collect();
-        if found != self.watcher.objects || state.revision() != self.watcher.after {
-            self.fail(format!("the watcher's objects are not the state's at {}", self.watcher.after));
-        }
-    }
-
-    fn flush(&mut self) {
-        let member = self.member();
-        let (applied, image) = (member.applied, Image::of(&member.state, member.applied));
-        if self.bug == Bug::EarlyTruncation && self.rng.chance(1, 2) {
-            self.disk.drop_log(applied.index);
-            return self.note("drop the log without a flush".to_owned());
-        }
-        self.disk.flush(image);
-        self.note(format!("flush at {}", applied.index));
-    }
-
-    fn crash(&mut self) {
-        self.member = None;
-        self.disk.crash(&mut self.rng);
-        self.report.crashes += 1;
-        // Clients do not know what became of their writes, and ask again.
-        self.note("crash".to_owned());
-    }
-
-    /// Syncs and applies all there is.
-    fn drain(&mut self) {
-        for _ in 0..10_000 {
-            let idle = self.disk.unsynced() == 0 && self.member().backlog.is_empty();
-            if idle || self.violation.is_some() {
-                return;
-            }
-            if let Some(number) = self.disk.sync(1) {
-                self.give(In::Persisted(number));
-            }
-            self.apply_one();
-        }
-        self.fail("the member does not come to rest".to_owned());
-    }
-
-    /// The end of a run: whatever happened, a restart brings everything back, and no one waits for ever.
-    fn settle(&mut self) {
-        if self.member.is_some() {
-            self.drain();
-            self.crash();
-        }
-        self.start();
-        if self.member.is_none() {
-            return;
-        }
-        self.write();
-        self.read();
-        self.drain();
-        self.watch();
-        let member = self.member();
-        let (writes, reads) = (member.writes.len(), member.reads.len());
-        if writes + reads > 0 {
-            self.fail(format!("{writes} writes and {reads} reads are never answered"));
-        }
-        self.check_from_the_start();
-    }
-
-    /// All that was done, done once more on an empty state, leads to the same state.
-    fn check_from_the_start(&mut self) {
-        let mut fresh = State::new(HISTORY);
-        for (index, (txn, _)) in (1..).zip(self.done.values()) {
-            if fresh.apply(index, txn).is_err() {
-                return self.violation = Some(format!("transaction {index} cannot be done again"));
-            }
-        }
-        if fresh.hash() != self.member().state.hash() {
-            self.fail("the state is not what its transactions add up to".to_owned());
-        }
-    }
+fn describe(node: &Node) -> String {
+    let Some(running) = &node.running else { return if node.gone { "lost".into() } else { "down".into() } };
+    let (consensus, applied) = (&running.consensus, running.applied.index);
+    let (role, term, last) = (consensus.role(), consensus.term(), consensus.last().index);
+    let (writes, reads) = (running.waiting.len(), running.reading.len());
+    let voters = &consensus.members().voters;
+    format!("{role:?} in term {term} at {applied} of {last}, {writes} writes and {reads} reads wait, voters {voters:?}")
 }

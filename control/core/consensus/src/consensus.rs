@@ -241,6 +241,14 @@ impl Consensus {
             self.node.tick();
             let ran_out = !self.is_leader() && self.node.raft.election_elapsed == 0;
             self.draw_timeout(ran_out);
+        } else {
+            // It must not stand for election, but see that its leader is silent: someone may need its vote, who does
+            // not know yet that it has none.
+            let raft = &mut self.node.raft;
+            raft.election_elapsed += 1;
+            if raft.election_elapsed >= 2 * ELECTION_TICKS {
+                raft.leader_id = 0;
+            }
         }
         let ended = self.proposals.expire(self.ticks);
         let reads = self.reads.expire(self.ticks);
@@ -281,8 +289,8 @@ impl Consensus {
     }
 
     fn handle_applied(&mut self, index: u64) {
-        // What was handed out before an image was installed may be reported after it.
-        if index <= self.applied {
+        // What was handed out before an image came may be reported after it, and counts no more.
+        if index <= self.applied || self.is_installing() {
             return;
         }
         let mut members = None;
@@ -487,7 +495,7 @@ impl Machine for Consensus {
         match self.last_tick {
             None => Some(Time::from_ms(i64::MIN)),
             Some(_) if self.is_alone() && self.is_leader() && !self.proposals.has_held() => None,
-            Some(_) if self.is_removed() => None,
+            Some(_) if self.is_removed() && self.leader().is_none() => None,
             Some(last) => Some(last + self.config.tick_ms),
         }
     }

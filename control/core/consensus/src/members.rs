@@ -183,8 +183,7 @@ impl MemberChange {
 /// The data of the entry that makes the change; more than one wish is done by joint consensus.
 pub(crate) fn change_data(changes: &[MemberChange]) -> Bytes {
     let single = |change: &MemberChange| {
-        let mut single = ConfChangeSingle::default();
-        single.node_id = change.member();
+        let mut single = ConfChangeSingle { node_id: change.member(), ..ConfChangeSingle::default() };
         single.set_change_type(match change {
             MemberChange::AddLearner(_) => ConfChangeType::AddLearnerNode,
             MemberChange::Promote(_) => ConfChangeType::AddNode,

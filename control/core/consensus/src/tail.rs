@@ -73,8 +73,9 @@ impl Tail {
         let hard = eraftpb::HardState::default();
         let mut tail = Self { hard_state: hard, image: None, members, base, entries, bytes };
         // The engine refuses a start whose hard state does not fit its log. A commit behind the base is known to be
-        // old, one beyond the end cannot be ours, and a term that has entries has been seen.
-        tail.hard_state.term = hard_state.term.max(tail.last().term);
+        // old, one beyond the end cannot be ours, and a term that has entries has been seen. Nobody leads in the first
+        // term: a member that has seen none could not answer a candidate.
+        tail.hard_state.term = hard_state.term.max(tail.last().term).max(1);
         tail.hard_state.vote = if tail.hard_state.term == hard_state.term { hard_state.vote } else { 0 };
         tail.hard_state.commit = hard_state.commit.clamp(tail.base.index, tail.last().index);
         tail

@@ -283,6 +283,18 @@ fn damaged_messages_are_dropped() {
 }
 
 #[test]
+fn a_member_that_has_seen_no_term_can_say_no() {
+    let mut net = Net::of(&[]);
+    net.start(1, Disk::of(&[1, 2, 3]));
+    let mut message = eraftpb::Message { from: 2, to: 1, term: 1, priority: -1, ..Default::default() };
+    for term in [1, 2] {
+        message.term = term;
+        message.set_msg_type(MessageType::MsgRequestPreVote);
+        net.give(1, In::Message(crate::envelope::encode_engine(2, &message)));
+    }
+}
+
+#[test]
 fn a_member_whose_disk_forgot_is_found_out() {
     let mut net = Net::of(&[1, 2, 3]);
     let leader = net.elect();

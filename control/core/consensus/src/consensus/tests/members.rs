@@ -38,6 +38,7 @@ fn one_becomes_three_and_one_again() {
     for (gone, proposal) in [(3, 300), (2, 301)] {
         net.change(1, proposal, &[Remove(gone)]);
         net.until("it knows that it has been removed", |net| net.members[&gone].consensus.role() == Role::Removed);
+        net.pass(2_000);
         assert_eq!(net.member(gone).consensus.next_wake(), None);
         net.propose(gone, 400..401);
         assert_eq!(net.member(gone).refused, [(400, Refusal::Removed)]);
@@ -190,6 +191,20 @@ fn the_last_of_two_stays_when_its_leader_goes() {
 }
 
 #[test]
+fn who_is_removed_votes_for_a_leader_that_forgot_it() {
+    let mut net = Net::of(&[1, 2]);
+    let leader = net.elect();
+    let other = 3 - leader;
+    net.change(leader, 1, &[Remove(other)]);
+    net.until("it knows that it has been removed", |net| net.members[&other].consensus.role() == Role::Removed);
+    // The log is there, but not that it is committed.
+    let mut disk = net.stop(leader);
+    disk.restored.hard_state.commit = 0;
+    net.start(leader, disk);
+    net.until("it leads again", |net| net.leader() == Some(leader) && voters(net, leader) == [leader]);
+}
+
+#[test]
 fn a_member_that_lags_too_much_gets_an_image_of_now() {
     let mut net = Net::of(&[]);
     net.lag_max = LagMax { entries: 10, bytes: 10_000, needed_bytes: 20_000 };
@@ -277,7 +292,7 @@ fn a_member_that_joins_waits_to_be_told() {
     net.start(2, Disk::default());
     net.pass(10_000);
     let member = net.member(2);
-    assert_eq!((member.consensus.role(), member.consensus.term()), (Role::Follower { leader: None }, 0));
+    assert_eq!((member.consensus.role(), member.consensus.term()), (Role::Follower { leader: None }, 1));
     net.propose(2, 1..2);
     net.pass(5_000);
     assert_eq!(net.member(2).refused, [(1, Refusal::NoLeader)]);
