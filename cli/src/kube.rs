@@ -177,6 +177,16 @@ fn read_version(group: &str, version: &Tree) -> Vec<Resource> {
         .collect()
 }
 
+/// Percent-encodes what may not stand in a query value or a part of a path.
+pub(crate) fn escape(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
+}
+
 /// The items of a list.
 pub(crate) fn items(list: &Tree) -> &[Tree] {
     list["items"].as_array().map(Vec::as_slice).unwrap_or_default()

@@ -2,6 +2,7 @@
 //!
 //! Each verb is one file under `verbs/`. This file parses the command line, sets up logging, and prints errors.
 
+mod clock;
 mod kube;
 mod output;
 mod paths;
@@ -30,8 +31,18 @@ enum Verb {
     Server(verbs::server::Args),
     /// Run a node agent that joins a control node
     Agent(verbs::agent::Args),
-    /// Make tokens with which agents join
+    /// Make tokens with which agents and control nodes join
     Token(verbs::token::Args),
+    /// List, add, remove or promote control nodes
+    Member(verbs::member::Args),
+    /// Show how the control nodes are
+    Status(verbs::status::Args),
+    /// Write the whole state of the cluster to a file
+    Backup(verbs::backup::Args),
+    /// Make a control node's data directory from a backup
+    Restore(verbs::restore::Args),
+    /// List the cluster's certificates
+    Certificate(verbs::certificate::Args),
     /// Push a Wasm file into the cluster's registry
     Push(verbs::push::Args),
     /// Run an image or a Wasm file as a Deployment with a Service
@@ -82,6 +93,11 @@ async fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Verb::Server(args) => verbs::server::run(args, &global).await,
         Verb::Agent(args) => verbs::agent::run(args).await,
         Verb::Token(args) => verbs::token::run(args, &global).await,
+        Verb::Member(args) => verbs::member::run(args, &global).await,
+        Verb::Status(args) => verbs::status::run(args, &global).await,
+        Verb::Backup(args) => verbs::backup::run(args, &global).await,
+        Verb::Restore(args) => verbs::restore::run(args).await,
+        Verb::Certificate(args) => verbs::certificate::run(args, &global).await,
         Verb::Push(args) => verbs::push::run(args, &global).await,
         Verb::Run(args) => verbs::run::run(args, &global).await,
         Verb::Get(args) => verbs::get::run(args, &global).await,

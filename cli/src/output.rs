@@ -41,6 +41,9 @@ fn hint(err: &ClientError) -> Option<&'static str> {
         ClientError::Api(status) if status.code == 401 => {
             Some("the kubeconfig belongs to another cluster, or its certificate has expired: set KUBECONFIG")
         }
+        ClientError::Api(status) if status.code == 503 => {
+            Some("more than half of the control nodes must run and reach each other: see `dhow status`")
+        }
         _ => None,
     }
 }

@@ -1,6 +1,7 @@
 //! Where things are on this machine, and every environment variable that the binary reads.
 
 use anyhow::Context as _;
+use dhow_files::Access;
 use std::path::{Path, PathBuf};
 
 /// Filters the log, in the syntax of tracing's `EnvFilter`.
@@ -25,18 +26,7 @@ pub(crate) fn kubeconfig(data_dir: &Path) -> PathBuf {
 
 /// Writes a file that only its owner may read, whole or not at all.
 pub(crate) fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
-    use std::io::Write as _;
-    use std::os::unix::fs::OpenOptionsExt as _;
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     std::fs::create_dir_all(dir).with_context(|| format!("making the directory `{}`", dir.display()))?;
-    let name = path.file_name().with_context(|| format!("`{}` names no file", path.display()))?;
-    let temporary = dir.join(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
-    let write = || -> std::io::Result<()> {
-        let mut file =
-            std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)
-    };
-    write().with_context(|| format!("writing `{}`", path.display()))
+    dhow_files::write(path, text.as_bytes(), Access::Private).with_context(|| format!("writing `{}`", path.display()))
 }

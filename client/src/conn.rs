@@ -445,7 +445,8 @@ async fn dial(
     tokio::time::timeout(timeout, connect).await.map_err(|_| std::io::ErrorKind::TimedOut)?
 }
 
-pub(crate) fn refusal(code: u16, body: &[u8]) -> ClientError {
+/// What a server's refusal says.
+pub fn refusal(code: u16, body: &[u8]) -> ClientError {
     let tree: Option<Tree> = serde_json::from_slice(body).ok().filter(|tree: &Tree| tree["kind"] == "Status");
     let text = |field: &str| tree.as_ref().and_then(|tree| tree[field].as_str()).unwrap_or_default().to_owned();
     let message = match &tree {

@@ -9,3 +9,5 @@
 pub mod columns;
 pub mod goform;
 pub mod jsonpath;
+pub mod members;
+pub mod selector;

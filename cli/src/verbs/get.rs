@@ -1,6 +1,6 @@
 //! `dhow get`: the server's own tables, or objects in one of the forms of `-o`.
 
-use crate::kube::{Discovery, Global, Resource, Session, items, targets};
+use crate::kube::{Discovery, Global, Resource, Session, escape, items, targets};
 use crate::output;
 use crate::print::{Form, Heading, ObjectForm, Whole};
 use anyhow::{Context as _, bail};
@@ -85,16 +85,6 @@ fn path(args: &Args, session: &Session, resource: &Resource, name: Option<&str>)
     }
     let path = resource.path(namespace, name);
     if query.is_empty() { path } else { format!("{path}?{}", query.join("&")) }
-}
-
-/// Percent-encodes what may not stand in a query value.
-fn escape(text: &str) -> String {
-    text.bytes()
-        .map(|byte| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => char::from(byte).to_string(),
-            _ => format!("%{byte:02X}"),
-        })
-        .collect()
 }
 
 async fn tables(args: &Args, session: &Session, queries: &[(&Resource, Option<String>)]) -> anyhow::Result<()> {

@@ -1,8 +1,9 @@
 //! `dhow logs`: prints what a container wrote.
 
-use crate::kube::{Discovery, Global, Session, items, name_of};
+use crate::kube::{Discovery, Global, Session, escape, items, name_of};
 use crate::output;
 use anyhow::{Context as _, bail};
+use dhow_cli_core::selector;
 use http::Method;
 use http_body_util::BodyExt as _;
 use serde_json::Value as Tree;
@@ -68,20 +69,14 @@ async fn pod_name(session: &Session, word: &str) -> anyhow::Result<String> {
         return Ok(name.to_owned());
     }
     let owner = session.client.get(&resource.path(Some(&session.namespace), Some(name))).await?;
-    let selector = &owner["spec"]["selector"];
-    let labels = if selector["matchLabels"].is_object() { &selector["matchLabels"] } else { selector };
-    let labels: Vec<String> = labels
-        .as_object()
-        .into_iter()
-        .flatten()
-        .map(|(key, value)| format!("{key}%3D{}", value.as_str().unwrap_or_default()))
-        .collect();
-    if labels.is_empty() {
-        bail!("{} selects no pods", resource.label(name));
-    }
-    let path = format!("/api/v1/namespaces/{}/pods?labelSelector={}", session.namespace, labels.join("%2C"));
+    let Some(selector) = selector::of_pods(&owner) else { bail!("{} selects no pods", resource.label(name)) };
+    let selector = escape(&selector.to_string());
+    let path = format!("/api/v1/namespaces/{}/pods?labelSelector={selector}", session.namespace);
     let pods = session.client.get(&path).await?;
     let running = items(&pods).iter().find(|pod| pod["status"]["phase"] == "Running");
     let pod = running.or(items(&pods).first()).with_context(|| format!("{} has no pods", resource.label(name)))?;
+    if items(&pods).len() > 1 {
+        output::note(format!("Found {} pods, using pod/{}", items(&pods).len(), name_of(pod)));
+    }
     Ok(name_of(pod).to_owned())
 }

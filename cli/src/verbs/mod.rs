@@ -2,14 +2,19 @@
 
 pub(crate) mod agent;
 pub(crate) mod apply;
+pub(crate) mod backup;
+pub(crate) mod certificate;
 pub(crate) mod delete;
 pub(crate) mod describe;
 pub(crate) mod get;
 pub(crate) mod logs;
+pub(crate) mod member;
 pub(crate) mod push;
+pub(crate) mod restore;
 pub(crate) mod rollout;
 pub(crate) mod run;
 pub(crate) mod scale;
 pub(crate) mod server;
+pub(crate) mod status;
 pub(crate) mod token;
 pub(crate) mod up;

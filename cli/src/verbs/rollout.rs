@@ -6,7 +6,6 @@ use anyhow::{Context as _, bail};
 use clap::Subcommand;
 use dhow_client::{Event, PatchType};
 use serde_json::{Value as Tree, json};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 const REVISION: &str = "deployment.kubernetes.io/revision";
 const CHANGE_CAUSE: &str = "kubernetes.io/change-cause";
@@ -167,8 +166,7 @@ async fn undo(session: &Session, path: &str, label: &str, to: Option<u64>) -> an
 }
 
 async fn restart(session: &Session, path: &str, label: &str) -> anyhow::Result<()> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let now = dhow_types::Time::from_secs(i64::try_from(now)?).to_rfc3339();
+    let now = crate::clock::now().to_rfc3339();
     let annotations = json!({"kubectl.kubernetes.io/restartedAt": now});
     let patch = json!({"spec": {"template": {"metadata": {"annotations": annotations}}}});
     session.client.patch(path, PatchType::Strategic, &patch).await?;

@@ -3,9 +3,9 @@
 use crate::kube::Global;
 use crate::{output, paths, signals};
 use anyhow::Context as _;
-use dhow_server::Server;
+use dhow_server::{BackupConfig, Config, Join, Server};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long a predecessor that was killed a moment ago may keep its address and data directory: the kernel takes
@@ -15,36 +15,87 @@ const PREDECESSOR: Duration = Duration::from_secs(5);
 /// How long between two attempts to take them over.
 const RETRY: Duration = Duration::from_millis(50);
 
-/// Where the control node keeps its data and listens.
+/// Where the control node keeps its data and listens, and which cluster it belongs to.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Where everything is kept
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Where the API listens
+    /// Where the API listens; other control nodes must reach it
     #[arg(long, default_value = "127.0.0.1:6443", value_name = "IP:PORT")]
     bind: SocketAddr,
+    /// Join the cluster of this control node; without it the first start begins a cluster of its own
+    #[arg(long, value_name = "https://HOST:PORT")]
+    join: Option<String>,
+    /// A token from `dhow member add` or `dhow token create`; needed at the first start only
+    #[arg(long, env = "DHOW_TOKEN", value_name = "TOKEN")]
+    token: Option<String>,
+    /// The name among the control nodes; the machine's by default
+    #[arg(long)]
+    name: Option<String>,
+    /// Vote, but hold no objects: for a third site beside two real ones
+    #[arg(long)]
+    witness: bool,
+    /// Make a backup in the data directory every so many hours; 0 makes none
+    #[arg(long, default_value_t = 24, value_name = "HOURS")]
+    backup_hours: u32,
+    /// How many of those backups are kept
+    #[arg(long, default_value_t = 7, value_name = "NUMBER")]
+    backups_kept: usize,
 }
 
 pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
-    let data_dir = args.data_dir.map_or_else(paths::data_dir, Ok)?;
-    let server = start(data_dir.clone(), args.bind).await?;
+    let Args { data_dir, bind, join, token, name, witness, backup_hours, backups_kept } = args;
+    let data_dir = data_dir.map_or_else(paths::data_dir, Ok)?;
+    let mut config = Config::new(state_dir(&data_dir), bind);
+    config.name = name;
+    // A control node that has joined needs no token any more: that one is missing is told by the join itself.
+    config.join = join.map(|server| Join { server, token: token.unwrap_or_default() });
+    config.witness = witness;
+    let every = Duration::from_secs(u64::from(backup_hours) * 3600);
+    config.backups = BackupConfig { every: (!every.is_zero()).then_some(every), kept: backups_kept };
+    let server = start(config).await?;
     let kubeconfig = global.kubeconfig.clone().unwrap_or_else(|| paths::kubeconfig(&data_dir));
-    paths::write_private(&kubeconfig, &server.admin_kubeconfig())?;
-    output::line(format!("kubeconfig: {}", kubeconfig.display()));
-    output::line(format!("ready: {}", server.url()));
-    signals::stop_requested().await.context("waiting for signals")?;
+    let served = serve(&server, &kubeconfig).await;
     server.stop().await;
-    Ok(())
+    served
 }
 
-/// Starts the control node of a data directory.
-pub(crate) async fn start(data_dir: PathBuf, bind: SocketAddr) -> anyhow::Result<Server> {
+async fn serve(server: &Server, kubeconfig: &Path) -> anyhow::Result<()> {
+    let stop = signals::stop_requested();
+    paths::write_private(kubeconfig, &server.admin_kubeconfig())?;
+    output::line(format!("kubeconfig: {}", kubeconfig.display()));
+    output::line(format!("ready: {}", server.url()));
+    tokio::select! {
+        stopped = stop => stopped.context("waiting for signals"),
+        () = keep_kubeconfig(server, kubeconfig) => Ok(()),
+    }
+}
+
+/// Writes the kubeconfig again whenever control nodes come or go, or its certificate was renewed. Never ends.
+pub(crate) async fn keep_kubeconfig(server: &Server, path: &Path) {
+    let mut kubeconfigs = server.kubeconfigs();
+    while kubeconfigs.changed().await.is_ok() {
+        let text = kubeconfigs.borrow_and_update().clone();
+        if let Err(err) = tokio::task::block_in_place(|| paths::write_private(path, &text)) {
+            tracing::warn!(err = format!("{err:#}"), "the kubeconfig could not be brought up to date");
+        }
+    }
+    // The server ends first only when it is stopped, and whoever stops it has dropped this.
+    std::future::pending().await
+}
+
+/// Where a control node keeps its part of a data directory.
+pub(crate) fn state_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("server")
+}
+
+/// Starts a control node.
+pub(crate) async fn start(config: Config) -> anyhow::Result<Server> {
     let deadline = Instant::now() + PREDECESSOR;
     let mut told = false;
     loop {
-        let started = Server::start(dhow_server::Config::new(data_dir.join("server"), bind)).await;
-        match started {
+        match Server::start(config.clone()).await {
             Err(err) if err.is_in_use() && Instant::now() < deadline => {
                 if !std::mem::replace(&mut told, true) {
                     tracing::warn!(err = %dhow_types::Chain(&err), "another process is in the way, waiting a moment for it to go");
@@ -52,7 +103,8 @@ pub(crate) async fn start(data_dir: PathBuf, bind: SocketAddr) -> anyhow::Result
                 tokio::time::sleep(RETRY).await;
             }
             started => {
-                return started.with_context(|| format!("starting the control node in `{}`", data_dir.display()));
+                return started
+                    .with_context(|| format!("starting the control node in `{}`", config.data_dir.display()));
             }
         }
     }

@@ -35,7 +35,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     let data_dir = args.data_dir.clone().map_or_else(paths::data_dir, Ok)?;
-    let server = server::start(data_dir.clone(), args.bind).await?;
+    let server = server::start(dhow_server::Config::new(server::state_dir(&data_dir), args.bind)).await?;
     let mut nodes = Vec::new();
     let served = serve(&args, global, &data_dir, &server, &mut nodes).await;
     // The agents go first, so that they can still tell the API server what became of their pods.
@@ -58,7 +58,7 @@ async fn serve(
     let kubeconfig = global.kubeconfig.clone().unwrap_or_else(|| paths::kubeconfig(data_dir));
     paths::write_private(&kubeconfig, &server.admin_kubeconfig())?;
     output::line(format!("kubeconfig: {}", kubeconfig.display()));
-    let session = Global { kubeconfig: Some(kubeconfig), namespace: global.namespace.clone() }.session()?;
+    let session = Global { kubeconfig: Some(kubeconfig.clone()), namespace: global.namespace.clone() }.session()?;
     let names: BTreeSet<String> = (1..=args.nodes).map(|number| format!("dhow-{number}")).collect();
     for name in &names {
         let first = nodes.is_empty();
@@ -74,7 +74,10 @@ async fn serve(
     {
         output::error(&err);
     }
-    stop.await.context("waiting for signals")
+    tokio::select! {
+        stopped = &mut stop => stopped.context("waiting for signals"),
+        () = server::keep_kubeconfig(server, &kubeconfig) => Ok(()),
+    }
 }
 
 async fn start_node(
