@@ -113,7 +113,9 @@ impl Cache {
         self.by_uid.insert(new.object.index.uid.clone(), key.clone());
         for owner in &new.object.index.owners {
             self.dependents.entry(owner.clone()).or_default().insert(key.clone());
-            self.group_revision.insert(owner.clone(), revision);
+            // At the start, objects come in any order.
+            let group = self.group_revision.entry(owner.clone()).or_default();
+            *group = revision.max(*group);
         }
         if let View::Pod(pod) = &new.view {
             match &pod.controller {
@@ -378,6 +380,29 @@ fn take(index: &mut BTreeMap<String, BTreeSet<Key>>, entry: &str, key: &Key) {
         keys.remove(key);
         if keys.is_empty() {
             index.remove(entry);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    #[test]
+    fn a_group_is_as_new_as_its_newest_in_whatever_order_they_come() {
+        for order in [[3, 5, 4], [5, 4, 3], [3, 4, 5]] {
+            let mut cache = Cache::default();
+            for revision in order {
+                let key = Key::new("pods", "d", format!("p{revision}"));
+                let text = format!(
+                    r#"{{"metadata":{{"name":"p{revision}","uid":"{revision}","ownerReferences":[{{"uid":"set"}}]}}}}"#
+                );
+                let object = Object::restore(key.clone(), Revision(revision), Bytes::from(text)).unwrap();
+                let (new, last) = (Some(Arc::new(object.clone())), Arc::new(object));
+                cache.apply(Time::default(), &Change { revision: Revision(revision), key, old: None, new, last });
+            }
+            assert_eq!(cache.group_revision("set"), Revision(5), "{order:?}");
         }
     }
 }

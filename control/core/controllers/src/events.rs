@@ -70,13 +70,18 @@ struct Story {
 }
 
 /// Turns notes into event writes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Events {
     stories: BTreeMap<(&'static str, String), Story>,
     made: u64,
 }
 
 impl Events {
+    /// Begins to count at `seed`, so that the names of two leaders' events of one moment differ.
+    pub(crate) fn new(seed: u64) -> Self {
+        Self { stories: BTreeMap::new(), made: seed }
+    }
+
     /// The write that records a note of `source`, unless too much was said already.
     pub(crate) fn record(&mut self, now: Time, source: &'static str, note: &Note) -> Option<Write> {
         self.make_room();
@@ -99,8 +104,8 @@ impl Events {
         let entry = if combine { COMBINED.to_owned() } else { note.message.clone() };
         let made = &mut self.made;
         let recorded = told.entry(entry).or_insert_with(|| {
-            *made += 1;
-            // Unique in this process by the counter, and across restarts by the time.
+            *made = made.wrapping_add(1);
+            // Unique in this process by the counter, and among others by the time and where they began to count.
             let unique = (now.as_ms().unsigned_abs() << 20) | (*made & 0xf_ffff);
             Recorded { name: format!("{}.{unique:016x}", note.about.key.name), count: 0, first: now, last: now }
         });
@@ -178,7 +183,7 @@ mod tests {
 
     #[test]
     fn equal_events_are_counted() {
-        let mut events = Events::default();
+        let mut events = Events::new(0);
         let first = say(&mut events, 100, "hello").unwrap();
         let second = say(&mut events, 160, "hello").unwrap();
         assert_eq!(meta::name(&first), meta::name(&second));
@@ -192,7 +197,7 @@ mod tests {
 
     #[test]
     fn a_flood_is_combined_and_then_cut_off() {
-        let mut events = Events::default();
+        let mut events = Events::new(0);
         let told: Vec<Tree> = (0..1000).filter_map(|n| say(&mut events, 100, &format!("pod {n}"))).collect();
         assert_eq!(told.len(), usize::try_from(BURST).unwrap());
         let names: BTreeSet<&str> = told.iter().map(meta::name).collect();
@@ -203,7 +208,7 @@ mod tests {
 
     #[test]
     fn what_is_remembered_is_bounded() {
-        let mut events = Events::default();
+        let mut events = Events::new(0);
         for n in 0..3 * REMEMBERED_MAX {
             let note = Note::normal(&pod(&format!("p{n}")), "Created", "hello");
             let at = Time::from_ms(i64::try_from(n).unwrap());

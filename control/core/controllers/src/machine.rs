@@ -35,7 +35,7 @@ pub struct Config {
     pub cluster_cidr: String,
     /// The prefix length of one node's pod range.
     pub node_mask: u8,
-    /// Seeds the scheduler's choice among equal nodes.
+    /// Seeds the scheduler's choice among equal nodes and the names of events: another one at each start.
     pub seed: u64,
     /// The cluster's CA in PEM: published as the ConfigMap `kube-root-ca.crt` of each namespace.
     pub ca_pem: Option<String>,
@@ -80,11 +80,11 @@ impl Controllers {
     pub fn new(config: Config) -> Self {
         Self {
             scheduler: Scheduler::new(config.seed),
+            events: Events::new(config.seed),
             config,
             synced: false,
             cache: Cache::default(),
             queue: Queue::default(),
-            events: Events::default(),
             events_waiting: VecDeque::new(),
             events_in_flight: 0,
             in_flight: BTreeMap::new(),

@@ -199,8 +199,8 @@ impl Scheduler {
             match known.map_or_else(|| self.place(&needs, &pod), Err) {
                 Ok(node) => self.assume(&key, &pod, node, &mut decided),
                 Err(why) => {
-                    self.put_off(now, &key, RETRY_MS);
-                    tell(now, &pod, &why, &mut decided);
+                    let attempts = self.put_off(now, &key, RETRY_MS);
+                    tell(now, &pod, &why, attempts, &mut decided);
                     hopeless.insert(needs, why);
                 }
             }
@@ -270,13 +270,16 @@ impl Scheduler {
         decided.writes.push((Attempt { pod: Arc::clone(pod), act: Act::Bind(node) }, write));
     }
 
-    fn put_off(&mut self, now: Time, key: &Key, ms: u64) {
-        let Some(waiting) = self.waiting.get_mut(key) else { return };
+    /// Lets a pod wait; how often it has been tried.
+    fn put_off(&mut self, now: Time, key: &Key, ms: u64) -> u32 {
+        let Some(waiting) = self.waiting.get_mut(key) else { return 0 };
         waiting.attempts = waiting.attempts.saturating_add(1);
         waiting.tried = now;
         let at = now + ms;
         waiting.due = Some(at);
+        let attempts = waiting.attempts;
         self.due.insert((at, key.clone()));
+        attempts
     }
 
     /// Takes the result of a binding; what there is to say about it.
@@ -315,10 +318,14 @@ fn backoff_ms(attempts: u32) -> u64 {
     BACKOFF_MS.0.saturating_mul(1 << attempts.saturating_sub(1).min(16)).min(BACKOFF_MS.1)
 }
 
-/// Says at the pod, and in an event, why it has no place.
-fn tell(now: Time, pod: &Arc<Pod>, why: &str, decided: &mut Decided) {
-    decided.notes.push(Note::warning(&pod.object, "FailedScheduling", why));
-    if pod.unschedulable.as_deref() == Some(why) {
+/// Says at the pod, and in an event, why it has no place. At a first attempt the pod may say so already: another
+/// scheduler told it, before us.
+fn tell(now: Time, pod: &Arc<Pod>, why: &str, attempts: u32, decided: &mut Decided) {
+    let said = pod.unschedulable.as_deref() == Some(why);
+    if !said || attempts > 1 {
+        decided.notes.push(Note::warning(&pod.object, "FailedScheduling", why));
+    }
+    if said {
         return;
     }
     let mut tree = pod.object.tree();

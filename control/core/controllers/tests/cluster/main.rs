@@ -4,6 +4,7 @@
 
 mod churn;
 mod collection;
+mod leaders;
 mod nodes;
 mod rollouts;
 mod scheduling;

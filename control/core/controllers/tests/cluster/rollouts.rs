@@ -5,11 +5,11 @@ use dhow_api::{Tree, meta};
 use dhow_state::State;
 use serde_json::json;
 
-fn rolling(surge: Tree, unavailable: Tree) -> Tree {
+pub(crate) fn rolling(surge: Tree, unavailable: Tree) -> Tree {
     json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": surge, "maxUnavailable": unavailable}})
 }
 
-fn set_image(world: &mut World, image: &str) {
+pub(crate) fn set_image(world: &mut World, image: &str) {
     world.edit("deployments.apps", "web", |tree| {
         tree["spec"]["template"]["spec"]["containers"][0]["image"] = image.into()
     });
@@ -55,7 +55,7 @@ fn a_deployment_gets_its_pods_and_says_so() {
 
 /// Counts what an update of four replicas may never pass: five pods that are meant to live, and three that serve once
 /// three have served.
-fn within_limits(state: &State) {
+pub(crate) fn within_limits(state: &State) {
     let pods: Vec<Tree> =
         state.list("pods", Some("default")).filter(|pod| !pod.index.deleting).map(|object| object.tree()).collect();
     let alive = pods.len();

@@ -34,6 +34,11 @@ pub(crate) struct World {
     pub(crate) refuse_deletion: Option<(String, String)>,
     /// How many writes of each kind (`Create`, `UpdateStatus`…) each controller made.
     pub(crate) counts: BTreeMap<(&'static str, &'static str), usize>,
+    /// Whether some of a former leader's writes arrive only when the next one acts already.
+    pub(crate) late_writes: bool,
+    late: Vec<Write>,
+    /// The pods that were ever created.
+    pub(crate) made: Vec<String>,
     /// Looked at after each change of the state.
     pub(crate) invariant: Option<fn(&State)>,
     heartbeat: Time,
@@ -58,6 +63,9 @@ impl World {
             refuse_pods: None,
             refuse_deletion: None,
             counts: BTreeMap::new(),
+            late_writes: false,
+            late: Vec::new(),
+            made: Vec::new(),
             invariant: None,
             heartbeat: Time::default(),
             addresses: 0,
@@ -72,6 +80,35 @@ impl World {
         let mut out = Vec::new();
         world.controllers.handle(world.now, In::Synced, &mut out);
         world
+    }
+
+    /// Another control node leads from here on: of what is under way some is still carried out and some is lost,
+    /// nobody hears of the results, and other controllers begin with the state as it is then.
+    pub(crate) fn change_leader(&mut self) {
+        for (_, by, write) in std::mem::take(&mut self.writes) {
+            if self.late_writes && self.rng.chance(1, 2) {
+                self.late.push(write);
+            } else if self.rng.chance(1, 2) {
+                *self.counts.entry((by, label(&write))).or_default() += 1;
+                // A refusal is nobody's any more.
+                let _ = self.carry_out(write);
+            }
+        }
+        self.results.clear();
+        self.changes.clear();
+        let seed = self.rng.next_u64();
+        self.controllers = Controllers::new(Config { ca_pem: Some("PEM".into()), seed, ..Config::default() });
+        let mut objects: Vec<Arc<Object>> = self.state.iter().cloned().collect();
+        // The order is no promise.
+        for at in (1..objects.len()).rev() {
+            objects.swap(at, self.rng.below(at as u64 + 1) as usize);
+        }
+        for object in objects {
+            let (key, new) = (object.key.clone(), Some(Arc::clone(&object)));
+            let change = Change { revision: object.revision, key, old: None, new, last: object };
+            self.controllers.handle(self.now, In::Changed(Arc::new(change)), &mut Vec::new());
+        }
+        self.controllers.handle(self.now, In::Synced, &mut Vec::new());
     }
 
     pub(crate) fn add_node(&mut self, name: &str, room: Tree) {
@@ -136,7 +173,11 @@ impl World {
         meta::set_uid(&mut tree, &uid);
         meta::set_creation_timestamp(&mut tree, self.now);
         kind.check_create(&tree).map_err(|error| WriteFault::Invalid(error.message))?;
-        self.put(&tree, Expect::Absent)
+        let created = self.put(&tree, Expect::Absent);
+        if kind.kind == "Pod" && created.is_ok() {
+            self.made.push(meta::name(&tree).to_owned());
+        }
+        created
     }
 
     fn expectation(tree: &Tree) -> Expect {
@@ -299,6 +340,11 @@ impl World {
     /// One step: something arrives somewhere.
     fn step(&mut self) {
         let mut out = Vec::new();
+        if !self.late.is_empty() && self.rng.chance(1, 4) {
+            let at = self.rng.below(self.late.len() as u64) as usize;
+            let write = self.late.swap_remove(at);
+            let _ = self.carry_out(write);
+        }
         match self.rng.below(4) {
             0 if !self.changes.is_empty() => {
                 let some = 1 + self.rng.below(self.changes.len() as u64) as usize;
@@ -335,6 +381,7 @@ impl World {
 
     fn busy(&self) -> bool {
         !self.changes.is_empty()
+            || !self.late.is_empty()
             || !self.writes.is_empty()
             || !self.results.is_empty()
             || self.controllers.next_wake().is_some_and(|at| at <= self.now)
