@@ -1,36 +1,63 @@
 //! What every request has at hand, and how a planned write is carried out.
 
+use crate::ServerError;
+use crate::backups::Backups;
+use crate::certs::Certs;
+use crate::lead;
+use crate::links::Links;
+use crate::member::{Member, MemberFile};
 use crate::nodes::Nodes;
 use dhow_api::Tree;
 use dhow_api::kinds::Kind;
 use dhow_api::status::ApiError;
 use dhow_gate::write::{Context, Plan, Reply, ServiceRanges, View, rejection, scale_of};
-use dhow_pki::Ca;
 use dhow_registry::Registry;
-use dhow_state::{Key, Object};
-use dhow_store::{Replica, WriteError};
+use dhow_state::{Applied, Key, Object, Txn};
+use dhow_store::{Replica, RoleNow, WriteError};
 use dhow_tasks::{Stop, Tasks};
 use dhow_types::{Revision, Time};
-use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// How often a write is planned anew because the world moved under it. A patch of an object that hundreds write at
 /// once can lose that often; then its client hears of the conflict, as in Kubernetes.
 const PLANS_MAX: usize = 12;
 
+/// How long a request waits while the control nodes elect a leader, before its client is told to try again: elections
+/// take one second, a busy machine makes it some.
+const LEADER_WAIT: Duration = Duration::from_secs(5);
+
+/// The rest between two attempts meanwhile.
+const LEADER_REST: Duration = Duration::from_millis(50);
+
 /// The parts of the control node that requests use.
 pub(crate) struct App {
     pub(crate) replica: Replica,
     pub(crate) registry: Registry,
-    pub(crate) ca: Ca,
+    pub(crate) certs: Certs,
     pub(crate) nodes: Nodes,
     pub(crate) services: ServiceRanges,
+    /// This member, as it is now.
+    pub(crate) member: Member,
+    pub(crate) links: Links,
+    /// All members, as they are known here.
+    pub(crate) members: watch::Sender<Vec<Member>>,
+    /// Held while the leader changes who the members are.
+    pub(crate) member_turn: tokio::sync::Mutex<()>,
+    /// What this member is to consensus.
+    pub(crate) role: watch::Receiver<RoleNow>,
+    pub(crate) backups: Backups,
+    /// Where the member's file lies, and what it says.
+    pub(crate) file: Mutex<(PathBuf, MemberFile)>,
     /// Ends watches and streams.
     pub(crate) stop: Stop,
     /// Ends the controllers, after the last request.
     pub(crate) machines_stop: Stop,
-    /// Owns what outlives its request: streams to nodes.
-    pub(crate) tasks: Tasks,
+    /// Owns what outlives its request: streams to nodes. Ended after the requests, which may need them to the last.
+    pub(crate) streams: Tasks,
 }
 
 /// A write that has been carried out.
@@ -80,6 +107,68 @@ impl App {
         ReplicaView(&self.replica)
     }
 
+    /// Whether this member leads.
+    pub(crate) fn is_leader(&self) -> bool {
+        lead::leads(&self.role.borrow())
+    }
+
+    /// Waits until this member leads; `false` when the server stops instead.
+    pub(crate) async fn until_leader(&self) -> bool {
+        let mut role = self.role.clone();
+        self.machines_stop.or(role.wait_for(lead::leads)).await.is_some_and(|waited| waited.is_ok())
+    }
+
+    /// Waits until this member does not lead any more, or the server stops.
+    pub(crate) async fn until_deposed(&self) {
+        let mut role = self.role.clone();
+        // An error means that the store is closed.
+        let _ended = self.machines_stop.or(role.wait_for(|now| !lead::leads(now))).await;
+    }
+
+    /// All members, as they are known here.
+    pub(crate) fn known_members(&self) -> Vec<Member> {
+        self.members.borrow().clone()
+    }
+
+    /// Keeps the list of members for the next start.
+    pub(crate) fn keep_members(&self, members: Vec<Member>) -> Result<(), ServerError> {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        file.1.members = members;
+        file.1.save(&file.0)
+    }
+
+    /// Waits until what is read here holds every write that was acknowledged by any member. While a leader is elected it
+    /// waits; a read may be tried again as often as one likes.
+    pub(crate) async fn barrier(&self) -> Result<Revision, ApiError> {
+        let end = Instant::now() + LEADER_WAIT;
+        loop {
+            match self.replica.barrier().await {
+                Ok(revision) => return Ok(revision),
+                Err(WriteError::NoLeader | WriteError::Lost) if Instant::now() < end => {
+                    tokio::time::sleep(LEADER_REST).await;
+                }
+                Err(WriteError::Lost) => return Err(write_error(WriteError::NoLeader)),
+                Err(error) => return Err(write_error(error)),
+            }
+        }
+    }
+
+    /// Writes what no gate has to plan. While a leader is elected it waits.
+    pub(crate) async fn write_raw(&self, txn: Txn) -> Result<Applied, ApiError> {
+        self.try_write(&txn).await.map_err(write_error)
+    }
+
+    async fn try_write(&self, txn: &Txn) -> Result<Applied, WriteError> {
+        let end = Instant::now() + LEADER_WAIT;
+        loop {
+            match self.replica.write(txn.clone()).await {
+                // Nothing was changed: it is as if it had not been tried.
+                Err(WriteError::NoLeader) if Instant::now() < end => tokio::time::sleep(LEADER_REST).await,
+                other => return other,
+            }
+        }
+    }
+
     /// Plans, writes, and plans again if the world moved in between.
     pub(crate) async fn write(
         &self,
@@ -98,16 +187,30 @@ impl App {
                 return Ok(Done { code, shown, warnings, revision: None });
             };
             plans += 1;
-            match self.replica.write(txn).await {
+            match self.try_write(&txn).await {
                 Ok(applied) => {
                     let shown = shown(reply, applied.objects.into_iter().next())?;
                     return Ok(Done { code, shown, warnings, revision: Some(applied.revision) });
                 }
                 Err(WriteError::Rejected(rejected)) if plans >= PLANS_MAX => return Err(rejection(kind, &rejected)),
                 Err(WriteError::Rejected(_)) => {}
-                Err(WriteError::TooLarge) => return Err(ApiError::too_large(dhow_state::OBJECT_BYTES_MAX)),
-                Err(error) => return Err(ApiError::unavailable(error.to_string())),
+                Err(error) => return Err(write_error(error)),
             }
+        }
+    }
+}
+
+/// What a write that was not acknowledged means to the client.
+pub(crate) fn write_error(error: WriteError) -> ApiError {
+    match error {
+        WriteError::TooLarge => ApiError::too_large(dhow_state::OBJECT_BYTES_MAX),
+        WriteError::Rejected(rejected) => {
+            ApiError::conflict(&rejected.key().resource, &rejected.key().name, &rejected.to_string())
+        }
+        // It may have happened: only the client can know whether to do it again.
+        WriteError::Lost => ApiError::timeout(&error.to_string(), 1),
+        WriteError::NoLeader | WriteError::Unavailable(_) | WriteError::Change(_) => {
+            ApiError::unavailable(error.to_string())
         }
     }
 }

@@ -6,7 +6,7 @@ use dhow_api::Tree;
 use dhow_api::meta;
 use dhow_api::status::ApiError;
 use dhow_gate::User;
-use dhow_gate::user::BOOTSTRAPPERS;
+use dhow_gate::user::{BOOTSTRAPPERS, CONTROL_BOOTSTRAPPERS};
 use dhow_gate::write::View;
 use dhow_state::Key;
 use dhow_types::Time;
@@ -14,15 +14,25 @@ use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use sha2::{Digest, Sha256};
 
+/// What a caller has shown when it connected.
+pub(crate) struct Shown {
+    user: User,
+    /// A connection may outlive its certificate, so every request is looked at.
+    not_after: Time,
+}
+
 /// The caller of a request. A bad credential is an error, no credential is nobody.
 pub(crate) fn authenticate(
-    certificate: Option<&User>,
+    certificate: Option<&Shown>,
     headers: &HeaderMap,
     view: &dyn View,
     now: Time,
 ) -> Result<User, ApiError> {
-    if let Some(user) = certificate {
-        return Ok(user.clone());
+    if let Some(Shown { user, not_after }) = certificate {
+        if now <= *not_after {
+            return Ok(user.clone());
+        }
+        return user.clone().expired().ok_or_else(ApiError::unauthorized);
     }
     let Some(value) = headers.get(AUTHORIZATION) else { return Ok(User::anonymous()) };
     let value = value.to_str().map_err(|_| ApiError::unauthorized())?;
@@ -34,10 +44,12 @@ pub(crate) fn authenticate(
     }
 }
 
-/// The user of a certificate that the TLS layer has verified.
-pub(crate) fn certificate_user(der: &[u8]) -> Option<User> {
-    let subject = dhow_pki::subject_of(der).ok()?;
-    (!subject.common_name.is_empty()).then(|| User::authenticated(subject.common_name, subject.organizations))
+/// Who a certificate speaks for that the TLS layer has verified, all but its age.
+pub(crate) fn certificate_user(der: &[u8]) -> Option<Shown> {
+    let facts = dhow_pki::facts_of(der).ok()?;
+    let subject = facts.subject;
+    let user = || User::authenticated(subject.common_name.clone(), subject.organizations.clone());
+    (!subject.common_name.is_empty()).then(|| Shown { user: user(), not_after: facts.not_after })
 }
 
 /// The name of the Secret that holds a join token.
@@ -47,6 +59,9 @@ pub(crate) fn token_secret_name(id: &str) -> String {
 
 /// Its type.
 pub(crate) const TOKEN_SECRET_TYPE: &str = "bootstrap.kubernetes.io/token";
+
+/// The key of a token's Secret that names further groups of its holder, with commas between.
+pub(crate) const EXTRA_GROUPS: &str = "auth-extra-groups";
 
 /// The user of a join token `<id>.<secret>` that exists, is meant for this, and has not expired.
 fn bootstrap_user(token: &str, view: &dyn View, now: Time) -> Option<User> {
@@ -65,10 +80,15 @@ fn bootstrap_user(token: &str, view: &dyn View, now: Time) -> Option<User> {
         && same(&value("token-secret")?, secret)
         && value("usage-bootstrap-authentication").is_some_and(|usage| usage == "true")
         && value("expiration").is_none_or(|at| Time::parse(&at).is_ok_and(|at| now < at));
-    valid.then(|| User::authenticated(format!("system:bootstrap:{id}"), [BOOTSTRAPPERS.to_owned()]))
+    let extra = value(EXTRA_GROUPS).unwrap_or_default();
+    let mut groups = vec![BOOTSTRAPPERS.to_owned()];
+    // No other group can be had by a token, whatever its Secret says.
+    groups.extend(extra.split(',').map(str::trim).filter(|group| *group == CONTROL_BOOTSTRAPPERS).map(str::to_owned));
+    valid.then(|| User::authenticated(format!("system:bootstrap:{id}"), groups))
 }
 
-fn secret_value(secret: &Tree, key: &str) -> Option<String> {
+/// The text under a key of a Secret.
+pub(crate) fn secret_value(secret: &Tree, key: &str) -> Option<String> {
     let text = meta::map(secret, "data")?.get(key)?.as_str()?;
     String::from_utf8(STANDARD.decode(text).ok()?).ok()
 }

@@ -1,27 +1,55 @@
-//! What every cluster has from its first moment: the namespaces, and the Service through which pods find the API.
+//! What every cluster has from its first moment: the namespaces, and the Service through which pods and agents find the
+//! API servers.
 
 use crate::app::App;
-use crate::pki;
+use crate::member::Member;
 use dhow_api::kinds;
 use dhow_api::status::{ApiError, Reason};
 use dhow_api::{Tree, meta};
+use dhow_gate::options::DeleteOptions;
 use dhow_gate::write::{self as plan, Name};
 use serde_json::json;
-use std::net::{IpAddr, SocketAddr};
+use std::collections::BTreeMap;
 
 /// The namespaces, in the order in which they are made.
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
-/// Makes what is missing, and brings the API's endpoints up to date.
-pub(crate) async fn ensure(app: &App, address: SocketAddr) -> Result<(), ApiError> {
+/// Makes what is missing.
+pub(crate) async fn ensure(app: &App) -> Result<(), ApiError> {
     for namespace in NAMESPACES {
         create_missing(app, json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})).await?;
     }
-    create_missing(app, api_service(app)).await?;
-    let ip = if address.ip().is_unspecified() { pki::host_ip().unwrap_or(address.ip()) } else { address.ip() };
-    put(app, api_endpoints(ip, address.port())).await?;
-    put(app, api_slice(ip, address.port())).await
+    create_missing(app, api_service(app)).await
 }
+
+/// Brings the endpoints of the API up to date: the members that serve it, and whether each can be reached now. One that
+/// cannot stays listed as not ready: agents go on dialling it.
+pub(crate) async fn publish(app: &App, members: &[(Member, bool)]) -> Result<(), ApiError> {
+    if members.is_empty() {
+        return Ok(());
+    }
+    put(app, api_endpoints(members)).await?;
+    let slices = api_slices(members);
+    for slice in &slices {
+        put(app, slice.clone()).await?;
+    }
+    let Some(kind) = kinds::by_group_resource("endpointslices.discovery.k8s.io") else { return Ok(()) };
+    let wanted = |name: &str| slices.iter().any(|slice| meta::name(slice) == name);
+    let stale: Vec<String> = {
+        let state = app.replica.state();
+        let all = state.list("endpointslices.discovery.k8s.io", Some("default"));
+        let ours = all.filter(|slice| slice.index.label(SERVICE_NAME) == Some("kubernetes"));
+        ours.map(|slice| slice.key.name.to_string()).filter(|name| !wanted(name)).collect()
+    };
+    for name in stale {
+        let name = Name { namespace: "default", name: &name };
+        app.write(kind, false, |ctx| plan::delete(ctx, kind, name, &DeleteOptions::default())).await?;
+    }
+    Ok(())
+}
+
+/// By which label a slice says whose it is.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 fn api_service(app: &App) -> Tree {
     json!({
@@ -38,31 +66,62 @@ fn api_service(app: &App) -> Tree {
     })
 }
 
-fn api_endpoints(ip: IpAddr, port: u16) -> Tree {
+fn api_endpoints(members: &[(Member, bool)]) -> Tree {
+    let mut by_port: BTreeMap<u16, (Vec<Tree>, Vec<Tree>)> = BTreeMap::new();
+    for (member, ready) in members {
+        let address = json!({"ip": member.address.ip().to_string()});
+        let (good, bad) = by_port.entry(member.address.port()).or_default();
+        if *ready { good.push(address) } else { bad.push(address) }
+    }
+    let subsets = by_port.into_iter().map(|(port, (good, bad))| {
+        let mut subset = json!({});
+        if !good.is_empty() {
+            subset["addresses"] = good.into();
+        }
+        if !bad.is_empty() {
+            subset["notReadyAddresses"] = bad.into();
+        }
+        subset["ports"] = json!([{"name": "https", "port": port, "protocol": "TCP"}]);
+        subset
+    });
     json!({
         "apiVersion": "v1",
         "kind": "Endpoints",
         "metadata": {
             "name": "kubernetes", "namespace": "default", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"},
         },
-        "subsets": [{
-            "addresses": [{"ip": ip.to_string()}],
-            "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
-        }],
+        "subsets": subsets.collect::<Vec<_>>(),
     })
 }
 
-fn api_slice(ip: IpAddr, port: u16) -> Tree {
-    json!({
-        "apiVersion": "discovery.k8s.io/v1",
-        "kind": "EndpointSlice",
-        "metadata": {
-            "name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"},
-        },
-        "addressType": if ip.is_ipv4() { "IPv4" } else { "IPv6" },
-        "endpoints": [{"addresses": [ip.to_string()], "conditions": {"ready": true}}],
-        "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
-    })
+/// A slice has one family and one set of ports: members on other ports get slices of their own. The first one has the
+/// name that clients look for.
+fn api_slices(members: &[(Member, bool)]) -> Vec<Tree> {
+    let mut slices: Vec<((bool, u16), Vec<Tree>)> = Vec::new();
+    for (member, ready) in members {
+        let kind = (member.address.is_ipv4(), member.address.port());
+        let endpoint = json!({"addresses": [member.address.ip().to_string()], "conditions": {"ready": ready}});
+        match slices.iter_mut().find(|(other, _)| *other == kind) {
+            Some((_, endpoints)) => endpoints.push(endpoint),
+            None => slices.push((kind, vec![endpoint])),
+        }
+    }
+    let slices = slices.into_iter().enumerate().map(|(at, ((is_ipv4, port), endpoints))| {
+        let family = if is_ipv4 { "IPv4" } else { "IPv6" };
+        let name = match at {
+            0 => "kubernetes".to_owned(),
+            _ => format!("kubernetes-{}-{port}", family.to_ascii_lowercase()),
+        };
+        json!({
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {"name": name, "namespace": "default", "labels": {SERVICE_NAME: "kubernetes"}},
+            "addressType": family,
+            "endpoints": endpoints,
+            "ports": [{"name": "https", "port": port, "protocol": "TCP"}],
+        })
+    });
+    slices.collect()
 }
 
 async fn create_missing(app: &App, tree: Tree) -> Result<(), ApiError> {
@@ -79,4 +138,36 @@ async fn put(app: &App, tree: Tree) -> Result<(), ApiError> {
     create_missing(app, tree.clone()).await?;
     let name = Name { namespace: meta::namespace(&tree), name: meta::name(&tree) };
     app.write(kind, false, |ctx| plan::update(ctx, kind, name, tree.clone())).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_on_one_port_share_a_slice_and_the_first_has_the_services_name() {
+        let member = |id: u64, address: &str, ready: bool| {
+            let address = address.parse().unwrap();
+            (Member { id, name: format!("m{id}"), address, witness: false, version: String::new() }, ready)
+        };
+        let members = [
+            member(1, "192.0.2.1:6443", true),
+            member(2, "192.0.2.2:6443", false),
+            member(3, "192.0.2.2:7443", true),
+            member(4, "[2001:db8::4]:6443", true),
+        ];
+        let slices = api_slices(&members);
+        let names: Vec<&str> = slices.iter().map(meta::name).collect();
+        assert_eq!(names, ["kubernetes", "kubernetes-ipv4-7443", "kubernetes-ipv6-6443"]);
+        assert_eq!(slices[0]["endpoints"][1], json!({"addresses": ["192.0.2.2"], "conditions": {"ready": false}}));
+        let endpoints = api_endpoints(&members[..3]);
+        assert_eq!(
+            endpoints["subsets"],
+            json!([
+                {"addresses": [{"ip": "192.0.2.1"}], "notReadyAddresses": [{"ip": "192.0.2.2"}],
+                 "ports": [{"name": "https", "port": 6443, "protocol": "TCP"}]},
+                {"addresses": [{"ip": "192.0.2.2"}], "ports": [{"name": "https", "port": 7443, "protocol": "TCP"}]},
+            ])
+        );
+    }
 }

@@ -31,9 +31,16 @@ type Written = (WriteId, Result<Option<Revision>, WriteFault>);
 /// Controllers that have panicked begin anew after this rest: from the present state, since they keep none of their own.
 const PANIC_REST: Duration = Duration::from_secs(1);
 
-/// Runs the controllers until told to stop. When they cannot keep up with the changes, they begin anew.
+/// Runs the controllers whenever this member leads, until told to stop. When they cannot keep up with the changes, they
+/// begin anew. Two members that both take themselves for the leader for a moment do no harm: every write names the
+/// revision that it was decided on.
 pub(crate) async fn run(app: Arc<App>, config: Config) {
-    while !app.machines_stop.is_stopped() {
+    while app.until_leader().await {
+        // The state of a new leader may lack what the old one has acknowledged last.
+        if app.replica.barrier().await.is_err() {
+            app.machines_stop.or(tokio::time::sleep(PANIC_REST)).await;
+            continue;
+        }
         let mut run = Run {
             machine: Controllers::new(config.clone()),
             waiting: VecDeque::new(),
@@ -43,9 +50,6 @@ pub(crate) async fn run(app: Arc<App>, config: Config) {
         if AssertUnwindSafe(run.until_lagged(&app)).catch_unwind().await.is_err() {
             error!("the controllers panicked and begin anew");
             app.machines_stop.or(tokio::time::sleep(PANIC_REST)).await;
-        }
-        if app.replica.barrier().await.is_err() {
-            return;
         }
     }
 }
@@ -74,13 +78,14 @@ impl Run {
             self.handle(In::Changed(Arc::new(initial(object))));
         }
         self.handle(In::Synced);
+        let mut deposed = std::pin::pin!(app.until_deposed());
         loop {
             self.wake_if_due();
             self.start_writes(app);
             let rest = self.rest();
             let event = tokio::select! {
                 biased;
-                () = app.machines_stop.stopped() => Event::Stop,
+                () = &mut deposed => Event::Stop,
                 Some(written) = self.writes.join_next(), if !self.writes.is_empty() => {
                     match written {
                         Ok(written) => Event::Written(written),
@@ -257,10 +262,10 @@ const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// How many events one transaction removes: beyond that, watchers would get them in bursts that they cannot take.
 const SWEEP_MAX: usize = 500;
 
-/// Removes events an hour after they last happened.
+/// Removes events an hour after they last happened, on the leader.
 pub(crate) async fn sweep_events(app: Arc<App>) {
     while app.machines_stop.or(tokio::time::sleep(SWEEP_EVERY)).await.is_some() {
-        loop {
+        while app.is_leader() {
             // Ten thousand events take a while to read: not on a thread that answers requests.
             let reader = app.clone();
             let Ok(ops) = tokio::task::spawn_blocking(move || old_events(&reader, now())).await else { return };

@@ -25,7 +25,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much of a node's error text is passed on.
 const ERROR_BYTES_MAX: usize = 16 << 10;
 
-fn pod_of(app: &App, kind: &Kind, name: Name<'_>) -> Result<Tree, ApiError> {
+async fn pod_of(app: &App, kind: &Kind, name: Name<'_>) -> Result<Tree, ApiError> {
+    app.barrier().await?;
     let pod = app.replica.state().get(&key_of(kind, name)).cloned();
     Ok(pod.ok_or_else(|| ApiError::not_found(&kind.resource(), name.name))?.tree())
 }
@@ -35,8 +36,8 @@ async fn ask(app: &App, node: &str, path: &str, upgrade: Option<&'static str>) -
     let stream = app.nodes.kubelet(node).await?;
     let lost = |error: hyper::Error| ApiError::unavailable(format!("node {node} broke the stream off: {error}"));
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
-    let stop = app.stop.clone();
-    app.tasks.spawn("stream to a node", async move {
+    let stop = app.streams.stop_token();
+    app.streams.spawn("stream to a node", async move {
         if let Some(Err(error)) = stop.or(connection.with_upgrades()).await {
             tracing::debug!(%error, "a stream to a node ended");
         }
@@ -78,7 +79,7 @@ const LOG_PARAMETERS: [&str; 7] =
 /// GET `/log`: the node's stream, passed on piece by piece.
 pub(crate) async fn log(call: &Call<'_>) -> Result<Answer, ApiError> {
     let name = Name { namespace: &call.target.namespace, name: &call.target.name };
-    let pod = pod_of(call.app, call.kind, name)?;
+    let pod = pod_of(call.app, call.kind, name).await?;
     let container = container_of(&pod, call.query.non_empty("container"))?;
     let node = meta::text(&pod, "spec.nodeName");
     if node.is_empty() {
@@ -199,7 +200,7 @@ enum Protocol {
 /// GET or POST `/portforward`.
 pub(crate) async fn port_forward(call: &Call<'_>, request: Request<Incoming>) -> Result<Answer, ApiError> {
     let name = Name { namespace: &call.target.namespace, name: &call.target.name };
-    let pod = pod_of(call.app, call.kind, name)?;
+    let pod = pod_of(call.app, call.kind, name).await?;
     let node = meta::text(&pod, "spec.nodeName").to_owned();
     if node.is_empty() {
         return Err(ApiError::bad_request(format!("pod {} does not have a host assigned", name.name)));
@@ -208,7 +209,7 @@ pub(crate) async fn port_forward(call: &Call<'_>, request: Request<Incoming>) ->
     let ports = if protocol == Protocol::Channels { channel_ports(call)? } else { Vec::new() };
     let dial = Dial { app: call.app.clone(), node, namespace: name.namespace.to_owned(), pod: name.name.to_owned() };
     let stop = call.app.stop.clone();
-    call.app.tasks.spawn("port-forward", async move {
+    call.app.streams.spawn("port-forward", async move {
         let session = async move {
             let stream = match hyper::upgrade::on(request).await {
                 Ok(stream) => TokioIo::new(stream),

@@ -1,7 +1,8 @@
 //! The control node's shell: carries requests from the socket to the pure parts, and their wishes back to the store.
 //!
-//! [`Server::start`] opens the store, makes or loads the cluster's CA, binds TCP and UDP on one address, and runs a few
-//! owned tasks. A request goes `serve` (TLS, HTTP) → `route` (who, what, may they) → `read`, `watch`, `write`, `kubelet`
+//! [`Server::start`] (`start`) opens the store, makes or loads the cluster's CA or joins a cluster (`join`), binds TCP and
+//! UDP on one address, and runs a few owned tasks. Several control nodes are one cluster: consensus talks over `links`,
+//! what the leader alone does is in `lead` and `control`, and people manage it by `members`. A request goes `serve` (TLS, HTTP) → `route` (who, what, may they) → `read`, `watch`, `write`, `kubelet`
 //! or `plain`. Writes, also those of the controllers (`control`), take one path: the gate plans, the store writes.
 //!
 //! # Tasks
@@ -11,8 +12,10 @@
 //! | accept | at stop | logs, rests, goes on |
 //! | connection | with its socket; at stop it drains | the client dials again |
 //! | node connections, node connection | at stop or when the node goes | the agent dials again |
-//! | controllers | at stop | begin anew from the present state |
-//! | event sweep | at stop | the next sweep does it |
+//! | sender, link, snapshot (`links`) | at stop | see there |
+//! | controllers, lead | at stop; rest while another member leads | begin anew from the present state |
+//! | event sweep, expiry sweep | at stop | the next sweep does it |
+//! | members, images, backups, certificate, kubeconfig | at stop | try again after a rest |
 //! | stream to a node, port-forward | with their request; at stop | the client asks again |
 //!
 //! # Invariants
@@ -20,63 +23,92 @@
 //! * Nothing is decided here that the gate or the controllers could decide.
 //! * The store's lock is held for a look-up or a walk, never across an `await` and never while an answer is made.
 //! * A GET of stored objects parses nothing unless another shape was asked for.
-//! * A stop is ordered: no new connections, watches end, requests drain, controllers rest, the store closes.
+//! * A read shows every write that was acknowledged by any member before it, unless it asks for less.
+//! * What the leader alone may do is safe if two members do it: every write names what it expects to find.
+//! * A stop is ordered: no new connections, watches end, requests drain, controllers rest, the store closes, links end.
 
 mod answer;
 mod app;
 mod auth;
+mod backups;
 mod bootstrap;
+mod certs;
 mod control;
+mod images;
+mod join;
+mod kubeconfig;
 mod kubelet;
+mod lead;
+mod links;
+mod member;
+mod members;
 mod nodes;
 mod pki;
 mod plain;
 mod read;
+mod restore;
 mod route;
 mod serve;
 mod spdy;
+mod start;
 mod watch;
 mod websocket;
 mod write;
 
+pub use backups::BackupConfig;
+pub use join::Join;
+pub use restore::restore;
+
 use app::App;
 use dhow_api::status::ApiError;
-use dhow_gate::write::{self as plan, ServiceRanges};
-use dhow_pki::token::JoinToken;
-use dhow_pki::{Ca, Identity, PkiError};
-use dhow_quic::{Endpoint, QuicError, Tls};
-use dhow_registry::Registry;
-use dhow_store::{Alone, OpenError, Replica};
+use dhow_pki::{Identity, PkiError, San, Usage};
+use dhow_quic::{Endpoint, QuicError};
+use dhow_store::OpenError;
 use dhow_tasks::Tasks;
-use serde_json::json;
+use members::TokenFor;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
+use tokio::sync::watch as latest;
 
 /// What a control node must be told.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where everything lasting lives: `pki/`, `store/`, `registry/`.
+    /// Where everything lasting lives: `member.json`, `pki/`, `store/`, `registry/`, `backups/`.
     pub data_dir: PathBuf,
-    /// Where the API listens (TCP) and agents dial (UDP).
+    /// Where the API listens (TCP) and agents and other control nodes dial (UDP).
     pub bind: SocketAddr,
     /// The range of ClusterIPs.
     pub service_cidr: String,
     /// The range of pod IPs, cut into one block a node.
     pub cluster_cidr: String,
+    /// What this control node is called among the others; the machine's name if none is given. A data directory keeps
+    /// the name that it began with.
+    pub name: Option<String>,
+    /// The cluster to join, if the data directory does not belong to a member already.
+    pub join: Option<Join>,
+    /// Vote and hold the end of the log, but no objects. Only who joins can be one.
+    pub witness: bool,
+    /// Backups on this member's own disk.
+    pub backups: BackupConfig,
+    /// How long certificates are valid that this member issues. They are renewed after two thirds of it.
+    pub certificate_life: Duration,
 }
 
 impl Config {
-    /// The usual ranges.
+    /// The usual ranges, and a cluster of its own.
     pub fn new(data_dir: impl Into<PathBuf>, bind: SocketAddr) -> Self {
         Self {
             data_dir: data_dir.into(),
             bind,
             service_cidr: "10.43.0.0/16".to_owned(),
             cluster_cidr: "10.64.0.0/10".to_owned(),
+            name: None,
+            join: None,
+            witness: false,
+            backups: BackupConfig::default(),
+            certificate_life: Duration::from_millis(pki::VALID_MS),
         }
     }
 }
@@ -111,6 +143,48 @@ pub enum ServerError {
         /// What QUIC said.
         source: QuicError,
     },
+    /// The cluster did not take this control node in; nothing was changed.
+    #[error("joining through `{server}` failed: {why}")]
+    Join {
+        /// Through whom.
+        server: String,
+        /// What it said, and what to do.
+        why: String,
+    },
+    /// The data directory is another member's, another cluster's, or holds something else already.
+    #[error("data directory `{}` {why}", dir.display())]
+    Place {
+        /// Which directory.
+        dir: PathBuf,
+        /// What it is instead, and what to do.
+        why: String,
+    },
+    /// What a data directory says of its member cannot be understood.
+    #[error("`{}` is damaged: {why}", path.display())]
+    Member {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Written by a newer version.
+    #[error("`{}` has format {found}, this version reads {known}: run a newer dhow", path.display())]
+    Newer {
+        /// Which file.
+        path: PathBuf,
+        /// Its format.
+        found: u64,
+        /// The newest one that we read.
+        known: u32,
+    },
+    /// A backup cannot be restored; nothing was changed.
+    #[error("restoring the backup `{}`", backup.display())]
+    Restore {
+        /// The file.
+        backup: PathBuf,
+        /// Why not.
+        source: dhow_store::SnapshotError,
+    },
     /// The store does not open.
     #[error("opening the store")]
     Store(#[from] OpenError),
@@ -142,79 +216,46 @@ impl From<ApiError> for ServerError {
 
 /// How long requests and nodes get to end.
 const STOP_DEADLINE: Duration = Duration::from_secs(8);
-/// How long nodes get to hear that the server stops.
-const GOODBYE: Duration = Duration::from_millis(500);
-/// A join token is good for a day: long enough to set up machines, short enough to be forgotten.
-const TOKEN_VALID_MS: u64 = 24 * 3600 * 1000;
 
 /// A running control node.
 pub struct Server {
     app: Arc<App>,
-    address: SocketAddr,
+    bound: SocketAddr,
     admin: Identity,
+    kubeconfig: latest::Receiver<String>,
     endpoint: Endpoint,
+    /// Connections and requests; ended first.
     tasks: Tasks,
+    /// What runs by itself.
     machines: Tasks,
+    /// Links to nodes and to other control nodes; ended last, for a store that closes hands its lead over.
+    links: Tasks,
 }
 
 impl Server {
-    /// Opens the store, makes or loads the cluster's CA, binds the sockets, and starts serving.
+    /// Opens the store, makes or loads the cluster's CA or joins a cluster, binds the sockets, and starts serving.
     pub async fn start(config: Config) -> Result<Server, ServerError> {
-        let Config { data_dir, bind, service_cidr, cluster_cidr } = config;
-        let services = ServiceRanges::parse(&service_cidr).ok_or(ServerError::ServiceCidr(service_cidr))?;
-        let now = app::now();
-        let ca = pki::load_or_create(&data_dir.join("pki"), now)?;
-        let (listener, address, endpoint, tls) = bind_sockets(bind, &ca, &services).await?;
-        let registry_dir = data_dir.join("registry");
-        let registry =
-            Registry::open(&registry_dir).map_err(|source| ServerError::Io { path: registry_dir, source })?;
-        let store = dhow_store::Config::new(data_dir.join("store"));
-        let opening = tokio::task::spawn_blocking(move || Replica::open(store, Arc::new(Alone))).await;
-        let replica = opening.map_err(|error| ServerError::Refused(format!("opening the store: {error}")))??;
-        let admin = pki::admin_identity(&ca, now)?;
-        let (tasks, machines) = (Tasks::new("api"), Tasks::new("controllers"));
-        let controllers = control::config(&cluster_cidr, ca.cert_pem())?;
-        let app = Arc::new(App {
-            replica,
-            registry,
-            ca,
-            nodes: nodes::Nodes::default(),
-            services,
-            stop: tasks.stop_token(),
-            machines_stop: machines.stop_token(),
-            tasks: tasks.clone(),
-        });
-        bootstrap::ensure(&app, address).await?;
-        machines.spawn("controllers", control::run(app.clone(), controllers));
-        machines.spawn("event sweep", control::sweep_events(app.clone()));
-        let stop = tasks.stop_token();
-        let nodes = app.nodes.clone().accept(endpoint.clone(), tasks.clone(), stop.clone());
-        tasks.spawn("node connections", nodes);
-        tasks.spawn("accept", serve::accept(listener, tls, app.clone(), tasks.clone(), stop));
-        tracing::info!(%address, "serving the API");
-        Ok(Server { app, address, admin, endpoint, tasks, machines })
+        start::start(config).await
     }
 
     /// `https://ip:port`, as clients on this host reach it.
     pub fn url(&self) -> String {
-        let mut address = self.address;
-        if address.ip().is_unspecified() {
-            address.set_ip(match address {
-                SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-                SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
-            });
-        }
-        format!("https://{address}")
+        kubeconfig::local_url(self.bound)
     }
 
     /// The address that TCP and UDP are bound to.
     pub fn local_addr(&self) -> SocketAddr {
-        self.address
+        self.bound
+    }
+
+    /// What this control node is called among the others.
+    pub fn name(&self) -> &str {
+        &self.app.member.name
     }
 
     /// The cluster CA's certificate.
     pub fn ca_pem(&self) -> &str {
-        self.app.ca.cert_pem()
+        self.app.certs.ca.cert_pem()
     }
 
     /// The administrator's certificate and key (group `system:masters`).
@@ -222,87 +263,48 @@ impl Server {
         &self.admin
     }
 
-    /// A kubeconfig for the administrator (group `system:masters`).
+    /// A kubeconfig for the administrator (group `system:masters`): this control node first, the others to fall back on.
     pub fn admin_kubeconfig(&self) -> String {
-        use base64::Engine;
-        let encode = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
-        format!(
-            "apiVersion: v1\nkind: Config\nclusters:\n- name: dhow\n  cluster:\n    server: {}\n    \
-             certificate-authority-data: {}\nusers:\n- name: kubernetes-admin\n  user:\n    \
-             client-certificate-data: {}\n    client-key-data: {}\ncontexts:\n- name: dhow\n  context:\n    \
-             cluster: dhow\n    user: kubernetes-admin\ncurrent-context: dhow\n",
-            self.url(),
-            encode(self.ca_pem()),
-            encode(&self.admin.cert_pem),
-            encode(&self.admin.key_pem),
-        )
+        self.kubeconfig.borrow().clone()
+    }
+
+    /// The same, and every newer one: when control nodes come or go, and when the administrator's certificate was
+    /// renewed. Whoever has written it to a file writes it again.
+    pub fn kubeconfigs(&self) -> latest::Receiver<String> {
+        self.kubeconfig.clone()
     }
 
     /// A certificate for a node that lives in this process.
     pub fn issue_node_identity(&self, name: &str) -> Result<Identity, ServerError> {
-        pki::node_identity(&self.app.ca, name, app::now())
+        let certs = &self.app.certs;
+        let identity = certs.issue(&pki::node_subject(name), &[San::Dns(name.to_owned())], Usage::Both)?;
+        let (app, cert_pem, name) = (self.app.clone(), identity.cert_pem.clone(), name.to_owned());
+        self.machines.spawn("record of a certificate", async move { certs::record(&app, &cert_pem, &name).await });
+        Ok(identity)
     }
 
     /// A new join token, as text for `dhow agent --token`; valid for a day.
     pub async fn create_join_token(&self) -> Result<String, ServerError> {
-        let token = JoinToken::random(&self.app.ca.cert_der_sha256_hex())?;
-        let expiration = (app::now() + TOKEN_VALID_MS).to_rfc3339();
-        let secret = json!({
-            "apiVersion": "v1",
-            "kind": "Secret",
-            "metadata": {"name": auth::token_secret_name(&token.id), "namespace": "kube-system"},
-            "type": auth::TOKEN_SECRET_TYPE,
-            "stringData": {
-                "token-id": token.id,
-                "token-secret": token.secret,
-                "expiration": expiration,
-                "usage-bootstrap-authentication": "true",
-                "usage-bootstrap-signing": "true",
-            },
-        });
-        if let Some(kind) = dhow_api::kinds::by_group_resource("secrets") {
-            self.app.write(kind, false, |ctx| plan::create(ctx, kind, "kube-system", secret.clone())).await?;
-        }
-        Ok(token.to_string())
+        Ok(members::create_token(&self.app, TokenFor::Agents).await?.to_string())
     }
 
-    /// Stops in order: no new connections, watches end, requests drain, controllers rest, the store closes.
+    /// A new token, as text for `dhow server --join … --token`; valid for a day. With a name it is good for that control
+    /// node alone, and once.
+    pub async fn create_member_token(&self, name: Option<&str>) -> Result<String, ServerError> {
+        Ok(members::create_token(&self.app, TokenFor::Member(name)).await?.to_string())
+    }
+
+    /// Stops in order: no new connections, watches end, requests drain, controllers rest, the store hands its lead over
+    /// and closes, the links end.
     pub async fn stop(self) {
-        let Server { app, endpoint, tasks, machines, .. } = self;
+        let Server { app, endpoint, tasks, machines, links, .. } = self;
         tasks.stop(STOP_DEADLINE).await;
-        endpoint.close();
-        if tokio::time::timeout(GOODBYE, endpoint.drained()).await.is_err() {
-            tracing::debug!("some nodes did not hear that the server stops");
-        }
         machines.stop(STOP_DEADLINE).await;
         let replica = app.replica.clone();
         drop(app);
         replica.close().await;
-    }
-}
-
-/// How often a free port is looked for when the system may choose one: TCP's choice may be taken for UDP.
-const BIND_ATTEMPTS: usize = 16;
-
-/// Binds TCP and UDP to the same address.
-async fn bind_sockets(
-    bind: SocketAddr,
-    ca: &Ca,
-    services: &ServiceRanges,
-) -> Result<(TcpListener, SocketAddr, Endpoint, TlsAcceptor), ServerError> {
-    let failed = |source| ServerError::Bind { address: bind, source };
-    let identity = pki::server_identity(ca, bind, services, app::now())?;
-    let tls = dhow_pki::server_config(&identity, Some(ca.cert_pem()), &["h2", "http/1.1"])?;
-    let quic_tls =
-        Tls { ca_pem: ca.cert_pem().to_owned(), cert_pem: identity.cert_pem.clone(), key_pem: identity.key_pem };
-    let mut attempt = 1;
-    loop {
-        let listener = TcpListener::bind(bind).await.map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
-        match Endpoint::bind(address, &quic_tls) {
-            Ok(endpoint) => return Ok((listener, address, endpoint, TlsAcceptor::from(Arc::new(tls)))),
-            Err(_) if bind.port() == 0 && attempt < BIND_ATTEMPTS => attempt += 1,
-            Err(source) => return Err(ServerError::Quic { address, source }),
-        }
+        links.stop(STOP_DEADLINE).await;
+        endpoint.close();
+        endpoint.drained().await;
     }
 }

@@ -1,8 +1,9 @@
-//! The nodes that are connected: each agent dials this control node once, and what the API asks of its pods goes back
-//! over that connection. So a node behind NAT is reached too.
+//! The nodes that are connected: each agent dials every control node once, and what the API asks of its pods goes back
+//! over that connection. So a node behind NAT is reached too. Other control nodes dial the same port.
 
+use crate::links::Links;
 use dhow_api::status::ApiError;
-use dhow_gate::user::NODE_USER_PREFIX;
+use dhow_gate::user::{CONTROL_USER_PREFIX, NODE_USER_PREFIX};
 use dhow_quic::{BiStream, Connection, Endpoint, StreamHeader};
 use dhow_tasks::{Stop, Tasks};
 use std::collections::BTreeMap;
@@ -21,7 +22,7 @@ pub(crate) struct Nodes {
 
 impl Nodes {
     /// Takes connections until told to stop. Each is watched by one task that forgets it when it ends.
-    pub(crate) async fn accept(self, endpoint: Endpoint, tasks: Tasks, stop: Stop) {
+    pub(crate) async fn accept(self, endpoint: Endpoint, links: Links, tasks: Tasks, stop: Stop) {
         let mut next_id = 0;
         loop {
             let connection = tokio::select! {
@@ -29,6 +30,10 @@ impl Nodes {
                 connection = endpoint.accept() => connection,
             };
             let Some(connection) = connection else { return };
+            if connection.peer().starts_with(CONTROL_USER_PREFIX) {
+                links.accepted(connection);
+                continue;
+            }
             let Some(node) = connection.peer().strip_prefix(NODE_USER_PREFIX).map(str::to_owned) else {
                 debug!(peer = connection.peer(), "closed a connection of someone who is no node");
                 connection.close();

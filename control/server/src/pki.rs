@@ -1,38 +1,63 @@
-//! The cluster's certificates on disk: made at first start, private keys readable by their owner alone.
+//! The cluster's CA and this member's key on disk, readable by their owner alone, and who is called what in
+//! certificates.
 
 use crate::ServerError;
-use dhow_gate::user::{MASTERS, NODE_USER_PREFIX, NODES};
+use dhow_gate::user::{CONTROL_NODES, CONTROL_USER_PREFIX, MASTERS, NODE_USER_PREFIX, NODES};
 use dhow_gate::write::ServiceRanges;
-use dhow_pki::{Ca, Identity, San, Subject, Usage};
-use dhow_types::Time;
+use dhow_pki::{Ca, San, Subject};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// A server's own certificate: renewed at every start.
-const SERVER_VALID_MS: u64 = 365 * DAY_MS;
-/// The administrator's.
-const ADMIN_VALID_MS: u64 = 365 * DAY_MS;
-/// A node's; a node that is set up again gets a new one.
-const NODE_VALID_MS: u64 = 365 * DAY_MS;
+/// How long certificates are valid: a year, as everywhere. They are renewed after two thirds of it.
+pub(crate) const VALID_MS: u64 = 365 * DAY_MS;
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
-/// The server name that agents dial over QUIC.
+/// The server name that agents and control nodes dial over QUIC.
 pub(crate) const QUIC_SERVER_NAME: &str = "dhow-control";
 
-/// The CA of the cluster, from `dir`, or a new one.
-pub(crate) fn load_or_create(dir: &Path, now: Time) -> Result<Ca, ServerError> {
-    let (cert, key) = (dir.join("ca.crt"), dir.join("ca.key"));
-    std::fs::create_dir_all(dir).map_err(|source| ServerError::Io { path: dir.to_owned(), source })?;
-    if cert.exists() && key.exists() {
-        return Ok(Ca::load(&read(&cert)?, &read(&key)?)?);
+/// Where a data directory keeps the CA and this member's key.
+const DIR: &str = "pki";
+const CA_CERT: &str = "ca.crt";
+const CA_KEY: &str = "ca.key";
+const SERVER_KEY: &str = "server.key";
+
+/// The CA of the cluster, if the data directory has it.
+pub(crate) fn load_ca(data_dir: &Path) -> Result<Option<Ca>, ServerError> {
+    let dir = data_dir.join(DIR);
+    let (cert, key) = (dir.join(CA_CERT), dir.join(CA_KEY));
+    if !(cert.exists() && key.exists()) {
+        return Ok(None);
     }
-    let ca = Ca::create("dhow-ca", now)?;
+    Ok(Some(Ca::load(&read(&cert)?, &read(&key)?)?))
+}
+
+/// Keeps the CA.
+pub(crate) fn keep_ca(data_dir: &Path, ca: &Ca) -> Result<(), ServerError> {
+    let dir = data_dir.join(DIR);
+    create_dir(&dir)?;
     // The certificate comes last: with it, the pair is complete.
-    write(&key, ca.key_pem(), 0o600)?;
-    write(&cert, ca.cert_pem(), 0o644)?;
-    Ok(ca)
+    write(&dir.join(CA_KEY), ca.key_pem(), 0o600)?;
+    write(&dir.join(CA_CERT), ca.cert_pem(), 0o644)
+}
+
+/// This member's private key, made at first. It outlives its certificates: what a peer of QUIC recognises a node by that
+/// has come back follows from it.
+pub(crate) fn server_key(data_dir: &Path) -> Result<String, ServerError> {
+    let dir = data_dir.join(DIR);
+    create_dir(&dir)?;
+    let path = dir.join(SERVER_KEY);
+    if path.exists() {
+        return read(&path);
+    }
+    let key = dhow_pki::new_key()?;
+    write(&path, &key, 0o600)?;
+    Ok(key)
+}
+
+pub(crate) fn create_dir(dir: &Path) -> Result<(), ServerError> {
+    std::fs::create_dir_all(dir).map_err(|source| ServerError::Io { path: dir.to_owned(), source })
 }
 
 fn read(path: &PathBuf) -> Result<String, ServerError> {
@@ -40,7 +65,7 @@ fn read(path: &PathBuf) -> Result<String, ServerError> {
 }
 
 /// Writes all or nothing, and lastingly: the CA cannot be had again.
-fn write(path: &Path, text: &str, mode: u32) -> Result<(), ServerError> {
+pub(crate) fn write(path: &Path, text: &str, mode: u32) -> Result<(), ServerError> {
     let fresh = path.with_extension("new");
     let result = (|| {
         let mut file = std::fs::OpenOptions::new().create(true).truncate(true).write(true).mode(mode).open(&fresh)?;
@@ -55,13 +80,13 @@ fn write(path: &Path, text: &str, mode: u32) -> Result<(), ServerError> {
     result.map_err(|source| ServerError::Io { path: path.to_owned(), source })
 }
 
-/// The certificate that the API is served with.
-pub(crate) fn server_identity(
-    ca: &Ca,
-    bind: SocketAddr,
-    services: &ServiceRanges,
-    now: Time,
-) -> Result<Identity, ServerError> {
+/// Who a control node is, to clients, agents and the other control nodes.
+pub(crate) fn member_subject(id: u64) -> Subject {
+    Subject { common_name: format!("{CONTROL_USER_PREFIX}{id}"), organizations: vec![CONTROL_NODES.to_owned()] }
+}
+
+/// What a control node is called by those who dial it.
+pub(crate) fn member_names(address: SocketAddr, services: &ServiceRanges) -> Vec<San> {
     let mut names: Vec<String> = [
         "localhost",
         "kubernetes",
@@ -75,34 +100,22 @@ pub(crate) fn server_identity(
     names.extend(host_name().filter(|name| name != "localhost"));
     let mut ips: Vec<IpAddr> =
         vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into(), services.api_address().into()];
-    let own = if bind.ip().is_unspecified() { host_ip() } else { Some(bind.ip()) };
+    let own = if address.ip().is_unspecified() { host_ip() } else { Some(address.ip()) };
     ips.extend(own.filter(|ip| !ips.contains(ip)));
-    let sans: Vec<San> = names.into_iter().map(San::Dns).chain(ips.into_iter().map(San::Ip)).collect();
-    let subject = Subject { common_name: "dhow-server".to_owned(), organizations: Vec::new() };
-    Ok(ca.issue(&subject, &sans, Usage::Server, now, SERVER_VALID_MS)?)
+    names.into_iter().map(San::Dns).chain(ips.into_iter().map(San::Ip)).collect()
 }
 
-/// The administrator's certificate.
-pub(crate) fn admin_identity(ca: &Ca, now: Time) -> Result<Identity, ServerError> {
-    let subject = Subject { common_name: "kubernetes-admin".to_owned(), organizations: vec![MASTERS.to_owned()] };
-    Ok(ca.issue(&subject, &[], Usage::Client, now, ADMIN_VALID_MS)?)
+/// The administrator.
+pub(crate) fn admin_subject() -> Subject {
+    Subject { common_name: "kubernetes-admin".to_owned(), organizations: vec![MASTERS.to_owned()] }
 }
 
-fn node_subject(name: &str) -> Subject {
+/// An agent.
+pub(crate) fn node_subject(name: &str) -> Subject {
     Subject { common_name: format!("{NODE_USER_PREFIX}{name}"), organizations: vec![NODES.to_owned()] }
 }
 
-/// A node's certificate and key.
-pub(crate) fn node_identity(ca: &Ca, name: &str, now: Time) -> Result<Identity, ServerError> {
-    Ok(ca.issue(&node_subject(name), &[San::Dns(name.to_owned())], Usage::Both, now, NODE_VALID_MS)?)
-}
-
-/// A node's certificate for a key that only the node knows.
-pub(crate) fn sign_node(ca: &Ca, name: &str, csr_pem: &str, now: Time) -> Result<String, dhow_pki::PkiError> {
-    ca.sign_csr(csr_pem, &node_subject(name), &[San::Dns(name.to_owned())], Usage::Both, now, NODE_VALID_MS)
-}
-
-fn host_name() -> Option<String> {
+pub(crate) fn host_name() -> Option<String> {
     let name =
         std::fs::read_to_string("/proc/sys/kernel/hostname").or_else(|_| std::fs::read_to_string("/etc/hostname"));
     let name = name.ok()?.trim().to_ascii_lowercase();

@@ -1,19 +1,21 @@
 //! Paths that are no objects: discovery, health, version, schemas, the CA, joining, the registry.
 
 use crate::answer::{self, Answer, Style};
-use crate::app::{App, now};
+use crate::app::App;
 use crate::route::{header, style};
-use crate::{pki, write};
+use crate::{backups, certs, images, members, pki, write};
 use bytes::Bytes;
-use dhow_api::status::ApiError;
+use dhow_api::status::{ApiError, Details, Reason};
 use dhow_api::{Tree, discovery, meta, openapi};
-use dhow_gate::Query;
 use dhow_gate::media::{self, Accepted, Encoding, Endpoint, Shape};
+use dhow_gate::write::View;
+use dhow_gate::{Query, User};
+use dhow_state::Key;
 use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH};
 use http::{HeaderMap, Method, Request};
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use serde_json::json;
+use std::sync::Arc;
 
 /// Where the control node runs, in Go's words.
 const PLATFORM: &str = if cfg!(target_arch = "aarch64") { "linux/arm64" } else { "linux/amd64" };
@@ -23,21 +25,17 @@ const MINOR: &str = "36";
 
 /// Answers a request for a path that is no object.
 pub(crate) async fn handle(
-    app: &App,
+    app: &Arc<App>,
+    user: &User,
     path: &str,
     query: &Query<'_>,
     request: Request<Incoming>,
 ) -> Result<Answer, ApiError> {
     if path == "/v2" || path.starts_with("/v2/") {
-        let answer = app.registry.handle(request).await;
-        return Ok(answer.map(|body| body.map_err(Into::into).boxed_unsync()));
+        return images::handle(app, user, request).await;
     }
-    if path == "/dhow/v1/join" {
-        return if request.method() == Method::POST {
-            join(app, request.into_body()).await
-        } else {
-            Err(ApiError::method_not_allowed_here())
-        };
+    if let Some(rest) = path.strip_prefix("/dhow/v1/") {
+        return own(app, user, rest, request).await;
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         return Err(ApiError::method_not_allowed_here());
@@ -46,7 +44,9 @@ pub(crate) async fn handle(
     match path.trim_end_matches('/') {
         "" => root(query, headers),
         "/version" => show(&version(), query, headers),
-        "/cacerts" => Ok(answer::answer(200, "application/x-pem-file", answer::full(app.ca.cert_pem().to_owned()))),
+        "/cacerts" => {
+            Ok(answer::answer(200, "application/x-pem-file", answer::full(app.certs.ca.cert_pem().to_owned())))
+        }
         "/healthz" | "/livez" | "/readyz" => health(app, path.trim_matches('/'), query).await,
         "/metrics" => Ok(answer::text(200, metrics(app))),
         "/openapi/v2" => Ok(schema_v2(headers)),
@@ -64,6 +64,26 @@ pub(crate) async fn handle(
             }
             find(other, query, headers)
         }
+    }
+}
+
+/// What is Dhow's own: joining, certificates, members, backups.
+async fn own(app: &Arc<App>, user: &User, rest: &str, request: Request<Incoming>) -> Result<Answer, ApiError> {
+    let (head, body) = request.into_parts();
+    match (&head.method, rest) {
+        (&Method::POST, "join") => join(app, body).await,
+        (&Method::POST, "renew") => certs::renew(app, user, body).await,
+        (&Method::GET, "certificates") => {
+            app.barrier().await?;
+            certs::list(app)
+        }
+        (&Method::GET, "backup") => backups::download(app).await,
+        (&Method::GET, "status") => members::handle(app, user, &head.method, head.uri.path(), body).await,
+        _ if rest == "members" || rest.starts_with("members/") => {
+            members::handle(app, user, &head.method, head.uri.path(), body).await
+        }
+        (_, "join" | "renew" | "certificates" | "backup" | "status") => Err(ApiError::method_not_allowed_here()),
+        _ => Err(ApiError::no_such_path()),
     }
 }
 
@@ -237,8 +257,19 @@ async fn join(app: &App, body: Incoming) -> Result<Answer, ApiError> {
         let why = faults.first().map_or("the name is reserved", String::as_str);
         return Err(ApiError::bad_request(format!("`{name}` cannot be a node's name: {why}")));
     }
-    let certificate = pki::sign_node(&app.ca, name, csr, now())
-        .map_err(|error| ApiError::bad_request(format!("the signing request cannot be read: {error}")))?;
+    app.barrier().await?;
+    // Its pods' Secrets would be open to the newcomer.
+    if app.view().get(&Key::new("nodes", "", name)).is_some() {
+        let message = format!(
+            "a node `{name}` exists: choose another name, or, if its machine is set up anew, remove the old node first with \
+             `kubectl delete node {name}`"
+        );
+        return Err(ApiError::new(409, Reason::AlreadyExists, message).with_details(Details::of("nodes", name)));
+    }
+    let certificate = app.certs.sign_node(name, csr).map_err(|error| {
+        ApiError::bad_request(format!("the signing request cannot be read: {}", dhow_types::Chain(&error)))
+    })?;
     tracing::info!(node = name, "signed a node's certificate");
-    Ok(answer::tree(200, &json!({"certificate": certificate, "ca": app.ca.cert_pem()}), Style::PLAIN))
+    certs::record(app, &certificate, name).await;
+    Ok(answer::tree(200, &json!({"certificate": certificate, "ca": app.certs.ca.cert_pem()}), Style::PLAIN))
 }

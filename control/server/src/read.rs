@@ -1,7 +1,7 @@
 //! GET: one object, or a list.
 
 use crate::answer::{self, Answer, Style};
-use crate::app::now;
+use crate::app::{App, now};
 use crate::route::Call;
 use bytes::Bytes;
 use dhow_api::Tree;
@@ -10,23 +10,56 @@ use dhow_api::table::{self, Include};
 use dhow_gate::Query;
 use dhow_gate::list::Page;
 use dhow_gate::media::{Endpoint, Shape};
-use dhow_gate::options;
+use dhow_gate::options::{self, At};
 use dhow_gate::write::{Name, key_of, scale_of};
 use dhow_state::Object;
+use dhow_types::Revision;
 use serde_json::json;
 use std::sync::Arc;
 
-fn find(call: &Call<'_>) -> Result<Arc<Object>, ApiError> {
+/// Waits until the state is as new as the caller wants it: as new as any member's, or as a revision; `0` is any state.
+pub(crate) async fn settle(app: &App, at: At) -> Result<(), ApiError> {
+    let enough = match at {
+        At::Any => true,
+        At::Newest => false,
+        // This member may lag behind the one that told the revision.
+        At::NotOlderThan(revision) | At::Exact(revision) => app.replica.state().revision() >= revision,
+    };
+    if !enough {
+        app.barrier().await?;
+    }
+    Ok(())
+}
+
+/// What a GET of one object says about its age.
+fn age_of(call: &Call<'_>) -> Result<At, ApiError> {
+    let Some(text) = call.query.non_empty("resourceVersion") else { return Ok(At::Newest) };
+    match text.parse() {
+        Ok(0) => Ok(At::Any),
+        Ok(revision) => Ok(At::NotOlderThan(Revision(revision))),
+        Err(_) => Err(ApiError::bad_request(format!("resourceVersion: Invalid value: \"{text}\": it is no number"))),
+    }
+}
+
+async fn find(call: &Call<'_>) -> Result<Arc<Object>, ApiError> {
+    let at = age_of(call)?;
+    settle(call.app, at).await?;
+    if let At::NotOlderThan(wanted) = at {
+        let current = call.app.replica.state().revision();
+        if wanted > current {
+            return Err(ApiError::too_large_version(wanted.0, current.0));
+        }
+    }
     let name = Name { namespace: &call.target.namespace, name: &call.target.name };
     let found = call.app.replica.state().get(&key_of(call.kind, name)).cloned();
     found.ok_or_else(|| ApiError::not_found(&call.kind.resource(), name.name))
 }
 
 /// One object; its status sub-resource shows the same.
-pub(crate) fn get(call: &Call<'_>) -> Result<Answer, ApiError> {
+pub(crate) async fn get(call: &Call<'_>) -> Result<Answer, ApiError> {
     let accepted = call.accepted(Endpoint::Objects)?;
     let style = call.style(accepted);
-    let object = find(call)?;
+    let object = find(call).await?;
     Ok(match accepted.shape {
         Shape::Object | Shape::Discovery(_) => show(&object, style),
         Shape::Metadata => answer::tree(200, &table::partial_metadata(&object.tree()), style),
@@ -49,17 +82,20 @@ pub(crate) fn show(object: &Object, style: Style) -> Answer {
 }
 
 /// The scale of a workload.
-pub(crate) fn scale(call: &Call<'_>) -> Result<Answer, ApiError> {
+pub(crate) async fn scale(call: &Call<'_>) -> Result<Answer, ApiError> {
     let accepted = call.accepted(Endpoint::Plain)?;
-    Ok(answer::tree(200, &scale_of(&find(call)?.tree()), call.style(accepted)))
+    Ok(answer::tree(200, &scale_of(&find(call).await?.tree()), call.style(accepted)))
 }
 
 /// A list.
-pub(crate) fn list(call: &Call<'_>) -> Result<Answer, ApiError> {
+pub(crate) async fn list(call: &Call<'_>) -> Result<Answer, ApiError> {
     let accepted = call.accepted(Endpoint::Objects)?;
     let style = call.style(accepted);
     let options = options::list_options(call.kind, call.query)?;
     let namespace = Some(call.target.namespace.as_str()).filter(|namespace| !namespace.is_empty());
+    // Pages after the first show the state of the first, which this member must have reached.
+    let at = options.resume.as_ref().map_or(options.at, |resume| At::NotOlderThan(resume.revision));
+    settle(call.app, at).await?;
     // The lock is held for the walk alone; the answer is made from shared objects afterwards.
     let page = dhow_gate::list::list(&call.app.replica.state(), call.kind, namespace, &options);
     let page = match page {

@@ -3,13 +3,14 @@
 
 use crate::answer::{self, Answer, Style};
 use crate::app::{App, now};
+use crate::auth::Shown;
 use crate::{auth, kubelet, plain, read, watch, write};
 use dhow_api::kinds::{self, Kind, Subresource};
 use dhow_api::status::ApiError;
 use dhow_gate::media::{self, Accepted, Endpoint};
 use dhow_gate::{Query, RequestInfo, ResourceRequest, Target, User, Verb};
 use futures_util::FutureExt;
-use http::header::{ACCEPT, CONTENT_TYPE};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, Method, Request};
 use hyper::body::Incoming;
 use std::panic::AssertUnwindSafe;
@@ -54,7 +55,7 @@ pub(crate) fn header(headers: &HeaderMap, name: http::HeaderName) -> Option<&str
 
 /// Answers a request; every failure is a `Status`. A panic is our fault and costs one request, not the connection with
 /// all its watches.
-pub(crate) async fn handle(app: Arc<App>, certificate: Option<Arc<User>>, request: Request<Incoming>) -> Answer {
+pub(crate) async fn handle(app: Arc<App>, certificate: Option<Arc<Shown>>, request: Request<Incoming>) -> Answer {
     let span = debug_span!("request", method = %request.method(), path = request.uri().path());
     let is_head = request.method() == Method::HEAD;
     let answer = AssertUnwindSafe(route(&app, certificate.as_deref(), request)).catch_unwind();
@@ -74,21 +75,37 @@ pub(crate) async fn handle(app: Arc<App>, certificate: Option<Arc<User>>, reques
     .await
 }
 
-async fn route(app: &Arc<App>, certificate: Option<&User>, request: Request<Incoming>) -> Result<Answer, ApiError> {
+async fn route(app: &Arc<App>, certificate: Option<&Shown>, request: Request<Incoming>) -> Result<Answer, ApiError> {
     let (path, query_text) = (request.uri().path().to_owned(), request.uri().query().unwrap_or("").to_owned());
     let query = Query::parse(&query_text);
     let info = RequestInfo::parse(request.method().as_str(), &path, &query);
-    let user = auth::authenticate(certificate, request.headers(), &app.view(), now())?;
+    let user = match auth::authenticate(certificate, request.headers(), &app.view(), now()) {
+        // A token that was made at another member a moment ago may not have come here yet.
+        Err(_) if request.headers().contains_key(AUTHORIZATION) && app.barrier().await.is_ok() => {
+            auth::authenticate(certificate, request.headers(), &app.view(), now())
+        }
+        other => other,
+    }?;
     authorize(app, &user, &info).await?;
     match &info.target {
-        Target::Path(path) => plain::handle(app, path, &query, request).await,
+        Target::Path(path) => plain::handle(app, &user, path, &query, request).await,
+        Target::Resource(_) if app.member.witness => Err(witness(app)),
         Target::Resource(target) => {
             let kind = kinds::by_resource(&target.group, &target.version, &target.resource)
                 .filter(|kind| kind.namespaced || target.namespace.is_empty())
                 .ok_or_else(ApiError::no_such_path)?;
-            resource(app, &info, target, kind, &query, request).await
+            let mut answer = resource(app, &info, target, kind, &query, request).await?;
+            answer::warn(&mut answer, kind.deprecation.map(str::to_owned).as_slice());
+            Ok(answer)
         }
     }
+}
+
+/// A witness holds no objects to show, and gives no leave to write any.
+fn witness(app: &App) -> ApiError {
+    let others = app.known_members().into_iter().filter(|member| !member.witness);
+    let others: Vec<String> = others.map(|member| member.url()).collect();
+    ApiError::unavailable(format!("this control node is a witness and holds no objects: ask {}", others.join(" or ")))
 }
 
 async fn authorize(app: &App, user: &User, info: &RequestInfo) -> Result<(), ApiError> {
@@ -98,7 +115,7 @@ async fn authorize(app: &App, user: &User, info: &RequestInfo) -> Result<(), Api
         return Err(ApiError::unauthorized());
     }
     // A node may read what its pods name, and it may have heard of a pod from a member that is ahead of this one.
-    if user.node().is_some() && info.verb.is_read() && app.replica.barrier().await.is_ok() {
+    if user.node().is_some() && info.verb.is_read() && app.barrier().await.is_ok() {
         return dhow_gate::authorize(user, info, &app.view());
     }
     Err(refusal)
@@ -120,9 +137,9 @@ async fn resource(
     let (parts, body) = request.into_parts();
     let call = Call { app, query, headers: &parts.headers, kind, target };
     match (info.verb, named) {
-        (Verb::Watch, _) => watch::watch(&call),
-        (Verb::Get, true) if scoped => read::get(&call),
-        (Verb::List, false) => read::list(&call),
+        (Verb::Watch, _) => watch::watch(&call).await,
+        (Verb::Get, true) if scoped => read::get(&call).await,
+        (Verb::List, false) => read::list(&call).await,
         (Verb::Create, false) if scoped => write::create(&call, body).await,
         (Verb::Update, true) if scoped => write::update(&call, body).await,
         (Verb::Patch, true) if scoped => write::patch(&call, body, None).await,
@@ -158,9 +175,9 @@ async fn subresource(
     let (parts, body) = request.into_parts();
     let call = Call { app, query, headers: &parts.headers, kind, target };
     match (sub, info.verb) {
-        (Subresource::Status, Verb::Get) => read::get(&call),
+        (Subresource::Status, Verb::Get) => read::get(&call).await,
         (Subresource::Status, Verb::Update) => write::update_status(&call, body).await,
-        (Subresource::Scale, Verb::Get) => read::scale(&call),
+        (Subresource::Scale, Verb::Get) => read::scale(&call).await,
         (Subresource::Scale, Verb::Update) => write::update_scale(&call, body).await,
         (Subresource::Status | Subresource::Scale, Verb::Patch) => write::patch(&call, body, Some(sub)).await,
         (Subresource::Binding, Verb::Create) => write::bind(&call, body).await,

@@ -2,7 +2,7 @@
 
 use crate::answer::{self, Answer, BodyError};
 use crate::app::{now, seed};
-use crate::read::include;
+use crate::read::{self, include};
 use crate::route::Call;
 use bytes::{BufMut, Bytes, BytesMut};
 use dhow_api::Tree;
@@ -34,18 +34,20 @@ const TIMEOUT_MAX_S: u64 = 365 * 24 * 3600;
 const PIECE_BYTES: usize = 64 << 10;
 
 /// Starts a watch.
-pub(crate) fn watch(call: &Call<'_>) -> Result<Answer, ApiError> {
+pub(crate) async fn watch(call: &Call<'_>) -> Result<Answer, ApiError> {
     let accepted = call.accepted(Endpoint::Watch)?;
     let options = options::watch_options(call.kind, call.query, &call.target.name)?;
     let namespace = Some(call.target.namespace.as_str()).filter(|namespace| !namespace.is_empty());
     let show = Show { kind: call.kind, shape: accepted.shape, include: include(call.query), told_columns: false };
     let initial = if options.starts_with_state() {
+        read::settle(call.app, options.at).await?;
         Some(initial_state(call, namespace, &options.selection, options.at)?)
     } else {
         None
     };
     let after = match (&initial, options.at) {
         (Some(page), _) => page.revision,
+        // This member may not have come as far: then nothing is shown until it is farther.
         (None, At::NotOlderThan(revision) | At::Exact(revision)) => revision,
         (None, At::Newest | At::Any) => call.app.replica.state().revision(),
     };

@@ -198,6 +198,7 @@ pub(crate) async fn delete_collection(call: &Call<'_>, body: Incoming) -> Result
     let options = read_delete_options(call, body).await?;
     let list_options: ListOptions = options::list_options(call.kind, call.query)?;
     let namespace = Some(call.target.namespace.as_str()).filter(|namespace| !namespace.is_empty());
+    read::settle(call.app, list_options.at).await?;
     let page = dhow_gate::list::list(&call.app.replica.state(), call.kind, namespace, &list_options)
         .map_err(|error| error.error)?;
     let options = &options;

@@ -1,0 +1,334 @@
+//! How a control node starts: which member its data directory makes it, its sockets, its tasks.
+
+use crate::app::{App, now};
+use crate::backups::Backups;
+use crate::certs::{Certs, Own, quic_tls};
+use crate::links::Links;
+use crate::member::{self, Cluster, ClusterId, Member, MemberFile};
+use crate::nodes::Nodes;
+use crate::{Config, Join, Server, ServerError, bootstrap, certs, control, images, join, kubeconfig, lead, pki};
+use dhow_gate::write::ServiceRanges;
+use dhow_gate::write::claims::CLAIMS;
+use dhow_pki::token::JoinToken;
+use dhow_pki::{Ca, Usage};
+use dhow_quic::Endpoint;
+use dhow_registry::Registry;
+use dhow_state::{Expect, Op, Txn};
+use dhow_store::{Replica, Start};
+use dhow_tasks::Tasks;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+use tracing::{info, warn};
+
+/// The number of the member that a cluster begins with.
+pub(crate) const FOUNDER: u64 = 1;
+
+/// Where the API listens unless something else is said.
+const USUAL_PORT: u16 = 6443;
+
+/// How long a start waits for the others, so that it serves what they know: a leader is elected in a second, and a
+/// newcomer gets an image of the state in a few.
+const WAIT_FOR_OTHERS: Duration = Duration::from_secs(20);
+
+/// A member with its store open.
+struct Opened {
+    replica: Replica,
+    links: Links,
+    ca: Ca,
+    file: MemberFile,
+    member: Member,
+    /// The cluster begins with this start.
+    is_founding: bool,
+}
+
+pub(crate) async fn start(config: Config) -> Result<Server, ServerError> {
+    let services = ServiceRanges::parse(&config.service_cidr)
+        .ok_or_else(|| ServerError::ServiceCidr(config.service_cidr.clone()))?;
+    let (listener, udp, bound) = bind_sockets(config.bind).await?;
+    let link_tasks = Tasks::new("links");
+    let opened = open(&config, bound, &link_tasks).await?;
+    let replica = opened.replica.clone();
+    let started = serve(config, opened, (listener, udp, bound), services, &link_tasks).await;
+    if started.is_err() {
+        // The store and its links hold each other: it ends by being told.
+        replica.close().await;
+        link_tasks.signal();
+    }
+    started
+}
+
+async fn serve(
+    config: Config,
+    opened: Opened,
+    (listener, udp, bound): (TcpListener, UdpSocket, SocketAddr),
+    services: ServiceRanges,
+    link_tasks: &Tasks,
+) -> Result<Server, ServerError> {
+    let valid_ms = u64::try_from(config.certificate_life.as_millis()).unwrap_or(pki::VALID_MS);
+    let (tasks, machines) = (Tasks::new("api"), Tasks::new("controllers"));
+    let Opened { replica, links, ca, file, member, is_founding } = opened;
+    let Config { data_dir, cluster_cidr, backups, .. } = config;
+    let own = Own {
+        key_pem: pki::server_key(&data_dir)?,
+        subject: pki::member_subject(member.id),
+        names: pki::member_names(member.address, &services),
+        valid_ms,
+    };
+    let controllers = control::config(&cluster_cidr, ca.cert_pem())?;
+    let identity = own.issue(&ca)?;
+    let endpoint =
+        Endpoint::on(udp, &quic_tls(&ca, &identity)).map_err(|source| ServerError::Quic { address: bound, source })?;
+    links.set_endpoint(endpoint.clone());
+    links.set_replica(replica.clone());
+    let registry_dir = data_dir.join("registry");
+    let registry = Registry::open(&registry_dir).map_err(|source| ServerError::Io { path: registry_dir, source })?;
+    let (certs, shown) = Certs::new(ca, own, identity, endpoint.clone())?;
+    let tls = dhow_pki::api_server_config(&shown, certs.ca.cert_pem(), &["h2", "http/1.1"])?;
+    let admin = certs.issue(&pki::admin_subject(), &[], Usage::Client)?;
+    let app = Arc::new(App {
+        role: replica.role(),
+        replica,
+        registry,
+        certs,
+        nodes: Nodes::default(),
+        services,
+        links: links.clone(),
+        members: watch::Sender::new(file.members.clone()),
+        member_turn: tokio::sync::Mutex::new(()),
+        backups: Backups::new(data_dir.join("backups"), backups),
+        file: Mutex::new((data_dir, file)),
+        member,
+        stop: tasks.stop_token(),
+        machines_stop: machines.stop_token(),
+        streams: link_tasks.clone(),
+    });
+    let accepting = app.nodes.clone().accept(endpoint.clone(), links, link_tasks.clone(), link_tasks.stop_token());
+    link_tasks.spawn("node connections", accepting);
+    settle(&app, is_founding).await?;
+    let kubeconfig = kubeconfig::start(&app, &machines, &admin, bound);
+    run_machines(&app, &machines, controllers);
+    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    tasks.spawn("accept", crate::serve::accept(listener, acceptor, app.clone(), tasks.clone(), tasks.stop_token()));
+    info!(address = %bound, member = app.member.id, name = app.member.name, "serving the API");
+    Ok(Server { app, bound, admin, kubeconfig, endpoint, tasks, machines, links: link_tasks.clone() })
+}
+
+fn run_machines(app: &Arc<App>, machines: &Tasks, controllers: dhow_controllers::Config) {
+    machines.spawn("members", lead::follow_members(app.clone()));
+    machines.spawn("certificate", certs::keep_fresh(app.clone()));
+    if app.member.witness {
+        return;
+    }
+    machines.spawn("lead", lead::run(app.clone()));
+    machines.spawn("controllers", control::run(app.clone(), controllers));
+    machines.spawn("event sweep", control::sweep_events(app.clone()));
+    machines.spawn("expiry sweep", lead::sweep(app.clone()));
+    machines.spawn("images", images::follow(app.clone()));
+    machines.spawn("backups", crate::backups::run(app.clone()));
+}
+
+/// Before anything is served: the first objects of a cluster of one, or, among several, what the others know.
+async fn settle(app: &Arc<App>, is_founding: bool) -> Result<(), ServerError> {
+    if app.is_leader() {
+        bootstrap::ensure(app).await?;
+        bootstrap::publish(app, &[(app.member.clone(), true)]).await?;
+        if is_founding {
+            images::adopt(app).await;
+        }
+        return Ok(());
+    }
+    if app.member.witness {
+        return Ok(());
+    }
+    let caught_up = async {
+        while app.replica.barrier().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    if tokio::time::timeout(WAIT_FOR_OTHERS, caught_up).await.is_err() {
+        warn!("the other control nodes are not reached yet; requests wait until more than half of all are up");
+    }
+    Ok(())
+}
+
+/// Finds out which member this is, by its data directory or by joining, and opens its store.
+async fn open(config: &Config, bound: SocketAddr, tasks: &Tasks) -> Result<Opened, ServerError> {
+    let dir = &config.data_dir;
+    let address = reachable(bound);
+    if let Some(name) = &config.name {
+        member::check_name(name).map_err(|why| place(dir, format!("gets no member: {why}")))?;
+    }
+    match (MemberFile::load(dir)?, &config.join) {
+        (Some(file), join) => open_again(config, file, join.as_ref(), address, tasks).await,
+        (None, _) if has_store(dir) && config.join.is_some() => Err(place(
+            dir,
+            "holds a cluster of its own: to join another one name a new directory, or start without `--join`"
+                .to_owned(),
+        )),
+        (None, Some(to)) => {
+            let name = config.name.clone().unwrap_or_else(|| own_name(address));
+            let who = join::Newcomer { name: &name, address, witness: config.witness };
+            let (file, ca) = join::join(to, &who, dir).await?;
+            open_member(dir, file, ca, address, tasks).await
+        }
+        (None, None) => found(config, address, tasks).await,
+    }
+}
+
+fn place(dir: &Path, why: String) -> ServerError {
+    ServerError::Place { dir: dir.to_owned(), why }
+}
+
+/// The address that others are told: the machine's own, if this node listens on all.
+fn reachable(bound: SocketAddr) -> SocketAddr {
+    let ip = if bound.ip().is_unspecified() { pki::host_ip().unwrap_or(bound.ip()) } else { bound.ip() };
+    SocketAddr::new(ip, bound.port())
+}
+
+/// The machine's name; with the port, if it is not the usual one: several control nodes may run on one machine.
+fn own_name(address: SocketAddr) -> String {
+    let host = pki::host_name().unwrap_or_default().to_lowercase();
+    let host = if member::check_name(&host).is_ok() { host } else { "control".to_owned() };
+    if address.port() == USUAL_PORT { host } else { format!("{host}-{}", address.port()) }
+}
+
+fn has_store(dir: &Path) -> bool {
+    std::fs::read_dir(dir.join("store")).is_ok_and(|mut entries| entries.next().is_some())
+}
+
+/// A data directory that belongs to a member.
+async fn open_again(
+    config: &Config,
+    file: MemberFile,
+    join: Option<&Join>,
+    address: SocketAddr,
+    tasks: &Tasks,
+) -> Result<Opened, ServerError> {
+    let dir = &config.data_dir;
+    if let Some(wanted) = config.name.as_ref().filter(|wanted| **wanted != file.name) {
+        let why = format!("belongs to the control node `{}`, not to `{wanted}`: name another directory", file.name);
+        return Err(place(dir, why));
+    }
+    let ca = pki::load_ca(dir)?.ok_or_else(|| place(dir, "has lost its `pki`: ".to_owned() + ANEW))?;
+    if !file.fresh && !has_store(dir) {
+        // It would vote again on what it had forgotten.
+        return Err(place(dir, "has lost its `store`: ".to_owned() + ANEW));
+    }
+    if let Some(Join { token, .. }) = join {
+        let other = token.trim().parse::<JoinToken>().is_ok_and(|token| !token.accepts(ca.cert_pem()).unwrap_or(true));
+        if other {
+            let why = "belongs to another cluster than the token: name another directory, or start without `--join`";
+            return Err(place(dir, why.to_owned()));
+        }
+        info!("this control node has joined before; the token is not needed");
+    }
+    open_member(dir, file, ca, address, tasks).await
+}
+
+/// What to do about a member that has lost what it must not forget.
+const ANEW: &str = "remove this control node at another one with `dhow member remove`, move the directory away, and join \
+    anew; if there is no other, restore a backup with `dhow restore`";
+
+async fn open_member(
+    dir: &Path,
+    mut file: MemberFile,
+    ca: Ca,
+    address: SocketAddr,
+    tasks: &Tasks,
+) -> Result<Opened, ServerError> {
+    let cluster = file.cluster(dir)?;
+    let member = member_at(file.id, &file.name, address, file.witness);
+    let links = Links::new(file.id, cluster, &file.members, tasks);
+    let start = if file.id == FOUNDER { Start::New } else { Start::Join };
+    let replica = open_store(dir, &member, start, &links).await?;
+    if std::mem::take(&mut file.fresh) {
+        file.save(dir)?;
+    }
+    Ok(Opened { replica, links, ca, file, member, is_founding: false })
+}
+
+fn member_at(id: u64, name: &str, address: SocketAddr, witness: bool) -> Member {
+    Member { id, name: name.to_owned(), address, witness, version: env!("CARGO_PKG_VERSION").to_owned() }
+}
+
+async fn open_store(dir: &Path, member: &Member, start: Start, links: &Links) -> Result<Replica, ServerError> {
+    let mut store = dhow_store::Config::new(dir.join("store"));
+    store.member = member.id;
+    store.start = start;
+    store.witness = member.witness;
+    let peers = Arc::new(links.clone());
+    let opening = tokio::task::spawn_blocking(move || Replica::open(store, peers)).await;
+    Ok(opening.map_err(|error| ServerError::Refused(format!("opening the store: {error}")))??)
+}
+
+/// A new cluster, or one whose store is from a backup or from a version that knew no members: this member is all of it.
+async fn found(config: &Config, address: SocketAddr, tasks: &Tasks) -> Result<Opened, ServerError> {
+    let dir = &config.data_dir;
+    if config.witness {
+        return Err(place(dir, "gets no member: a witness joins a cluster, it does not begin one".to_owned()));
+    }
+    let name = config.name.clone().unwrap_or_else(|| own_name(address));
+    let member = member_at(FOUNDER, &name, address, false);
+    let id = ClusterId::random()?;
+    let links = Links::new(FOUNDER, id, &[], tasks);
+    let replica = open_store(dir, &member, Start::New, &links).await?;
+    let recorded = Cluster::of(&replica.state()).map(|(cluster, _)| cluster);
+    let ca = match (&recorded, pki::load_ca(dir)?) {
+        (Some(recorded), _) => Ca::load(&recorded.ca_cert, &recorded.ca_key)?,
+        (None, Some(kept)) => kept,
+        (None, None) => Ca::create("dhow-ca", now())?,
+    };
+    pki::keep_ca(dir, &ca)?;
+    let cluster = Cluster {
+        id: id.to_string(),
+        ca_cert: ca.cert_pem().to_owned(),
+        ca_key: ca.key_pem().to_owned(),
+        next_member: recorded.map_or(FOUNDER + 1, |recorded| recorded.next_member),
+    };
+    let ops = founding(&replica, &cluster, &member);
+    let written = replica.write(Txn { ops }).await;
+    written.map_err(|error| {
+        ServerError::Refused(format!("the store does not take the cluster's first record: {error}"))
+    })?;
+    let mut file = MemberFile::new(id, &member, vec![member.clone()]);
+    file.fresh = false;
+    file.save(dir)?;
+    Ok(Opened { replica, links, ca, file, member, is_founding: true })
+}
+
+/// Whoever was a member in the backup is none of this cluster.
+fn founding(replica: &Replica, cluster: &Cluster, me: &Member) -> Vec<Op> {
+    let state = replica.state();
+    let mut ops = vec![cluster.put(Expect::Any), me.put(Expect::Any)];
+    let claims = me.claim();
+    let others = state.list(member::MEMBERS, None).filter(|object| object.key != me.key());
+    let old = state.list(CLAIMS, None).filter(|claim| claim.key.name.starts_with("member-"));
+    let (kept, gone): (Vec<_>, Vec<_>) =
+        others.chain(old).partition(|object| claims.iter().any(|claim| *claim.key() == object.key));
+    ops.extend(gone.iter().map(|object| Op::Delete { key: object.key.clone(), expect: Expect::Present, last: None }));
+    ops.extend(claims.into_iter().filter(|claim| !kept.iter().any(|object| object.key == *claim.key())));
+    ops
+}
+
+/// How often a free port is looked for when the system may choose one: TCP's choice may be taken for UDP.
+const BIND_ATTEMPTS: usize = 16;
+
+/// Binds TCP and UDP to the same address.
+async fn bind_sockets(bind: SocketAddr) -> Result<(TcpListener, UdpSocket, SocketAddr), ServerError> {
+    let failed = |source| ServerError::Bind { address: bind, source };
+    let mut attempt = 1;
+    loop {
+        let listener = TcpListener::bind(bind).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        match UdpSocket::bind(address) {
+            Ok(udp) => return Ok((listener, udp, address)),
+            Err(_) if bind.port() == 0 && attempt < BIND_ATTEMPTS => attempt += 1,
+            Err(source) => return Err(failed(source)),
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Three control nodes in one process, joined over the loopback: what one acknowledges all show, and two go on alone.
+
+#![allow(clippy::unwrap_used, reason = "in a test, a panic is the message")]
+
+use dhow_client::{Client, Config as ClientConfig};
+use dhow_server::{Config, Join, Server, ServerError};
+use http::Method;
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+use tempfile::TempDir;
+
+const CONFIG_MAPS: &str = "/api/v1/namespaces/default/configmaps";
+
+/// Nothing here takes this long, except on a machine that does something else.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn config(dir: &Path, name: &str, bind: SocketAddr) -> Config {
+    Config { name: Some(name.to_owned()), ..Config::new(dir, bind) }
+}
+
+fn anywhere() -> SocketAddr {
+    "127.0.0.1:0".parse().unwrap()
+}
+
+fn admin(server: &Server) -> Client {
+    Client::new(ClientConfig {
+        server: server.url(),
+        others: Vec::new(),
+        ca_pem: Some(server.ca_pem().to_owned()),
+        identity: Some(server.admin_identity().clone()),
+        token: None,
+        namespace: "default".to_owned(),
+    })
+    .unwrap()
+}
+
+async fn join(to: &Server, dir: &Path, name: &str, witness: bool) -> Result<Server, ServerError> {
+    let token = to.create_member_token(Some(name)).await.unwrap();
+    let join = Some(Join { server: to.url(), token });
+    Server::start(Config { join, witness, ..config(dir, name, anywhere()) }).await
+}
+
+struct Trio {
+    servers: Vec<Option<Server>>,
+    dirs: Vec<TempDir>,
+}
+
+impl Trio {
+    async fn start() -> Trio {
+        let dirs: Vec<TempDir> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+        let first = Server::start(config(dirs[0].path(), "m1", anywhere())).await.unwrap();
+        let second = join(&first, dirs[1].path(), "m2", false).await.unwrap();
+        // Any member takes a newcomer in.
+        let third = join(&second, dirs[2].path(), "m3", false).await.unwrap();
+        let trio = Trio { servers: vec![Some(first), Some(second), Some(third)], dirs };
+        trio.until(0, "three members vote", |list| roles(list).iter().filter(|role| *role != "learner").count() == 3)
+            .await;
+        trio
+    }
+
+    fn server(&self, at: usize) -> &Server {
+        self.servers[at].as_ref().unwrap()
+    }
+
+    /// The list of members as one of them tells it, once it is as wanted.
+    async fn until(&self, at: usize, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        self.until_at(at, "/dhow/v1/members", what, wanted).await
+    }
+
+    async fn until_at(&self, at: usize, path: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let client = admin(self.server(at));
+        let mut last = Value::Null;
+        let waiting = async {
+            loop {
+                if let Ok(list) = client.get(path).await {
+                    if wanted(&list) {
+                        return list;
+                    }
+                    last = list;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        match tokio::time::timeout(PATIENCE, waiting).await {
+            Ok(list) => list,
+            Err(_) => panic!("{what}: not so after {PATIENCE:?}: {last}"),
+        }
+    }
+
+    /// The index of the leader.
+    async fn leader(&self, ask: usize) -> usize {
+        let list = self.until(ask, "there is a leader", |list| list["leader"].is_u64()).await;
+        let members = list["members"].as_array().unwrap();
+        let leader = members.iter().find(|member| member["id"] == list["leader"]).unwrap();
+        leader["name"].as_str().unwrap()[1..].parse::<usize>().unwrap() - 1
+    }
+
+    async fn stop(self) {
+        for server in self.servers.into_iter().flatten() {
+            server.stop().await;
+        }
+    }
+}
+
+fn roles(list: &Value) -> Vec<String> {
+    let members = list["members"].as_array().into_iter().flatten();
+    members.map(|member| member["role"].as_str().unwrap().to_owned()).collect()
+}
+
+fn config_map(name: &str) -> Value {
+    json!({"metadata": {"name": name}, "data": {"a": "1"}})
+}
+
+fn names(list: &Value) -> Vec<&str> {
+    list["items"].as_array().unwrap().iter().map(|item| item["metadata"]["name"].as_str().unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_acknowledges_all_show_and_two_go_on_without_the_third() {
+    let mut trio = Trio::start().await;
+    for at in 0..3 {
+        admin(trio.server(at)).create(CONFIG_MAPS, &config_map(&format!("from-{at}"))).await.unwrap();
+        for other in 0..3 {
+            // At once, without waiting: a read shows what was acknowledged anywhere.
+            admin(trio.server(other)).get(&format!("{CONFIG_MAPS}/from-{at}")).await.unwrap();
+        }
+    }
+    // All serve the API by the cluster's own service.
+    let path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+    for at in 0..3 {
+        let port = u64::from(trio.server(at).local_addr().port());
+        let has_port = |slices: &Value| {
+            let slices = slices["items"].as_array().unwrap();
+            slices
+                .iter()
+                .any(|slice| slice["ports"][0]["port"] == port && slice["endpoints"][0]["conditions"]["ready"] == true)
+        };
+        trio.until_at(2, path, "each is an endpoint of the API", has_port).await;
+    }
+    let leader = trio.leader(1).await;
+    let rest = (leader + 1) % 3;
+    trio.servers[leader].take().unwrap().stop().await;
+    let client = admin(trio.server(rest));
+    client.create(CONFIG_MAPS, &config_map("after")).await.unwrap();
+    let last = (leader + 2) % 3;
+    let list = admin(trio.server(last)).get(CONFIG_MAPS).await.unwrap();
+    for name in ["after", "from-0", "from-1", "from-2"] {
+        assert!(names(&list).contains(&name), "{name} in {:?}", names(&list));
+    }
+    // It comes back without a token, at another port, and the others learn where it is.
+    let name = format!("m{}", leader + 1);
+    let again = Server::start(config(trio.dirs[leader].path(), &name, anywhere())).await.unwrap();
+    let url = again.url();
+    admin(&again).get(&format!("{CONFIG_MAPS}/after")).await.unwrap();
+    trio.servers[leader] = Some(again);
+    trio.until(rest, "the member is there again", |list| {
+        let members = list["members"].as_array().unwrap();
+        members.iter().any(|member| member["address"] == url.as_str() && member["reachable"] == true)
+    })
+    .await;
+    trio.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_are_listed_promoted_and_removed() {
+    let trio = Trio::start().await;
+    for at in 0..3 {
+        let list =
+            trio.until(at, "all are listed", |list| list["members"].as_array().is_some_and(|all| all.len() == 3)).await;
+        assert_eq!(roles(&list).iter().filter(|role| *role == "leader").count(), 1, "{list}");
+        assert_eq!(list["members"][1]["address"], trio.server(1).url());
+    }
+    let status = admin(trio.server(2)).get("/dhow/v1/status").await.unwrap();
+    assert!(status["members"][2]["databaseBytes"].is_u64(), "{status}");
+    assert!(status["term"].as_u64().unwrap() > 0 && status["leader"]["address"].is_string(), "{status}");
+    let leader = trio.leader(0).await;
+    let (client, victim) = (admin(trio.server(leader)), (leader + 1) % 3);
+    let refused = client.json(Method::POST, "/dhow/v1/members/m1/promote", None).await.unwrap_err();
+    assert!(refused.is(409) && refused.to_string().contains("votes already"), "{refused}");
+    let refused = client.json(Method::DELETE, "/dhow/v1/members/m7", None).await.unwrap_err();
+    assert!(refused.is(404) && refused.to_string().contains("there are m1, m2, m3"), "{refused}");
+    // Asked of the one that goes: the leader does it.
+    let path = format!("/dhow/v1/members/m{}", victim + 1);
+    admin(trio.server((leader + 2) % 3)).json(Method::DELETE, &path, None).await.unwrap();
+    trio.until(leader, "two are left", |list| list["members"].as_array().unwrap().len() == 2).await;
+    client.create(CONFIG_MAPS, &config_map("two-are-enough")).await.unwrap();
+    // Its name is free again.
+    let dir = tempfile::tempdir().unwrap();
+    let name = format!("m{}", victim + 1);
+    let again = join(trio.server(leader), dir.path(), &name, false).await.unwrap();
+    admin(&again).get(&format!("{CONFIG_MAPS}/two-are-enough")).await.unwrap();
+    again.stop().await;
+    trio.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_not_join_is_told_why_and_changes_nothing() {
+    let (dir, other_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let server = Server::start(config(dir.path(), "m1", anywhere())).await.unwrap();
+    let other = Server::start(config(other_dir.path(), "o1", anywhere())).await.unwrap();
+    let member_token = server.create_member_token(None).await.unwrap();
+    let bound = server.create_member_token(Some("m5")).await.unwrap();
+    let for_agents = server.create_join_token().await.unwrap();
+    let unknown = format!("{}.aaaaaa.0123456789abcdef", member_token.rsplitn(3, '.').last().unwrap());
+    let used = other.local_addr();
+    for (name, server_url, token, bind, want) in [
+        ("m1", server.url(), &member_token, anywhere(), "a control node `m1` exists"),
+        ("m2", server.url(), &for_agents, anywhere(), "the token is one for agents"),
+        ("m2", server.url(), &unknown, anywhere(), "the token is not known or has expired"),
+        ("m2", server.url(), &bound, anywhere(), "the token was made for the control node `m5`, not for `m2`"),
+        ("m2", other.url(), &member_token, anywhere(), "it has another CA than the one that the token was made for"),
+        ("7", server.url(), &member_token, anywhere(), "it could be taken for a member's number"),
+        ("m2", server.url(), &"nonsense".to_owned(), anywhere(), "not a join token"),
+        ("m2", "https://127.0.0.1:9".to_owned(), &member_token, anywhere(), "connecting to"),
+        ("m2", server.url(), &member_token, used, "listening on"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let join = Some(Join { server: server_url, token: token.clone() });
+        let refused = Server::start(Config { join, ..config(dir.path(), name, bind) }).await.err().unwrap();
+        assert!(refused.to_string().contains(want), "{name}: {refused}");
+        assert!(!dir.path().join("member.json").exists() && !dir.path().join("store").exists(), "{name}: {want}");
+    }
+    let list = admin(&server).get("/dhow/v1/members").await.unwrap();
+    assert_eq!(list["members"].as_array().unwrap().len(), 1, "{list}");
+    server.stop().await;
+    // A data directory stays what it is.
+    let token = other.create_member_token(None).await.unwrap();
+    let join = Some(Join { server: other.url(), token });
+    for (config, want) in [
+        (config(dir.path(), "m2", anywhere()), "belongs to the control node `m1`, not to `m2`"),
+        (
+            Config { join: join.clone(), ..config(dir.path(), "m1", anywhere()) },
+            "belongs to another cluster than the token",
+        ),
+    ] {
+        let refused = Server::start(config).await.err().unwrap();
+        assert!(refused.to_string().contains(want), "{refused}");
+    }
+    std::fs::remove_file(dir.path().join("member.json")).unwrap();
+    let refused = Server::start(Config { join, ..config(dir.path(), "m1", anywhere()) }).await.err().unwrap();
+    assert!(refused.to_string().contains("holds a cluster of its own"), "{refused}");
+    let server = Server::start(config(dir.path(), "m1", anywhere())).await.unwrap();
+    server.stop().await;
+    std::fs::rename(dir.path().join("store"), dir.path().join("elsewhere")).unwrap();
+    let refused = Server::start(config(dir.path(), "m1", anywhere())).await.err().unwrap();
+    assert!(refused.to_string().contains("has lost its `store`: remove this control node"), "{refused}");
+    other.stop().await;
+}
