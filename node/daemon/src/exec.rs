@@ -14,7 +14,7 @@ use crate::runner::{Shared, container_spec};
 const OUTPUT_BYTES_MAX: usize = 10 * 1024;
 
 /// A container that ends with its owner.
-struct Owned(Container);
+pub(crate) struct Owned(pub(crate) Container);
 
 impl Drop for Owned {
     fn drop(&mut self) {
@@ -42,8 +42,9 @@ pub(crate) async fn run(
     }
 }
 
-/// Starts a command in a container's sandbox.
-async fn start(
+/// Starts a command in a container's sandbox. Its first word is a path to a `.wasm` file that the container sees; else
+/// the container's own program gets all the words.
+pub(crate) async fn start(
     shared: &Shared,
     at: &ContainerRef,
     pod: &Pod,
@@ -59,11 +60,15 @@ async fn start(
     let fault = |fault: StartFault| match fault {
         StartFault::Config(why) | StartFault::Create(why) | StartFault::Run(why) => why,
     };
+    let (mut spec, view) = container_spec(shared, pod, at, attempt, ip, &volumes).await.map_err(fault)?;
+    let image = match command.first().filter(|word| word.ends_with(".wasm")).and_then(|word| view.locate(word)) {
+        Some(file) => shared.images.in_container(file).await?,
+        None => image,
+    };
     let program = shared.images.program(&image).await.map_err(fault)?;
     if program.entry() != EntryPoint::Command {
-        return Err("the container's image has no command to run; use httpGet instead".to_owned());
+        return Err("the program has no command to run: it only answers HTTP requests".to_owned());
     }
-    let (mut spec, _) = container_spec(shared, pod, at, attempt, ip, &volumes).await.map_err(fault)?;
     spec.args = command;
     spec.name = format!("{}-exec", at.container);
     Ok(shared.engine.start(&program, spec, io, net))

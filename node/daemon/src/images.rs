@@ -9,6 +9,7 @@ use dhow_types::Chain;
 use tokio::sync::Semaphore;
 
 use crate::flights::Flights;
+use crate::view::Located;
 
 /// Different images that are fetched at the same time; more would share the same line.
 const PULLS_MAX: usize = 4;
@@ -53,6 +54,19 @@ impl Images {
             Err(PullError::NotPresent { .. }) => Err(PullFault::NotPresent),
             Err(err) => Err(PullFault::Failed(Chain(&err).to_string())),
         }
+    }
+
+    /// A program that lies in a container's files.
+    pub(crate) async fn in_container(&self, file: Located) -> Result<Image, String> {
+        let path = tokio::task::spawn_blocking(move || file.real()).await.map_err(|err| err.to_string())?;
+        let path = path.map_err(|err| format!("the program cannot be read: {err}"))?;
+        let name = format!("file://{}", path.display());
+        let pulled = self.store.pull(&name, PullPolicy::IfNotPresent, &self.client, true).await;
+        pulled.map_err(|err| {
+            // Where it lies on the node is not for the pod's owner to know.
+            tracing::debug!(path = %path.display(), err = %Chain(&err), "a program in a container cannot be read");
+            "the program cannot be read".to_owned()
+        })
     }
 
     /// The program of an image. The engine sees to it that those who use the same one share it.

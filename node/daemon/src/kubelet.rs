@@ -1,11 +1,12 @@
-//! What the control node asks of this node: logs and port-forwarding, over HTTP/1.1 on streams of the QUIC connection.
+//! What the control node asks of this node: logs, port-forwarding and sessions, over HTTP/1.1 on streams of the QUIC connection.
 //!
 //! | request | answer |
 //! |---|---|
 //! | `GET /healthz` | `ok` |
 //! | `GET /containerLogs/<ns>/<pod>/<container>?…` | the log, chunked |
 //! | `GET /portForward/<ns>/<pod>/<port>` with `Upgrade: dhow-portforward` | 101, then the bytes of one connection |
-//! | `POST /exec/…` | 501: reserved |
+//! | `GET /exec/<ns>/<pod>/<container>?command=…` with `Upgrade: dhow-channels` | 101, then the channels of a command |
+//! | `GET /attach/<ns>/<pod>/<container>?…` with `Upgrade: dhow-channels` | 101, then the channels of the program that runs |
 //!
 //! Only the control node is answered: any other node of the cluster could otherwise read every pod's logs.
 
@@ -13,6 +14,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use dhow_agent::ContainerRef;
 use dhow_quic::KubeletStream;
 use dhow_tasks::{Stop, Tasks};
 use dhow_types::{Chain, Uid};
@@ -29,11 +31,14 @@ use tokio::sync::{Semaphore, mpsc};
 use crate::clock::now;
 use crate::logs::{LogOptions, LogReader, decode};
 use crate::runner::Shared;
+use crate::sessions::{self, Wanted};
 
 /// Streams that are served at the same time: followed logs and forwarded connections. More wait.
 pub(crate) const STREAMS_MAX: usize = 512;
 /// The protocol that a port-forward is upgraded to.
 const PORT_FORWARD: &str = "dhow-portforward";
+/// The protocol of sessions: frames of several channels.
+const CHANNELS: &str = "dhow-channels";
 /// How the certificates of nodes are named; the control node's is not.
 const NODE_PREFIX: &str = "system:node:";
 
@@ -77,8 +82,11 @@ async fn answer(shared: Arc<Shared>, tasks: Tasks, request: Request<Incoming>) -
         (&Method::GET, ["portForward", namespace, pod, port]) => {
             port_forward(&shared, &tasks, (namespace, pod, port), request)
         }
-        (_, ["exec" | "attach", ..]) => {
-            Err(Refusal(StatusCode::NOT_IMPLEMENTED, "exec and attach are not supported by this node yet".to_owned()))
+        (&Method::GET, ["exec", namespace, pod, container]) => {
+            session(&shared, &tasks, Session::Exec, (namespace, pod, container), request)
+        }
+        (&Method::GET, ["attach", namespace, pod, container]) => {
+            session(&shared, &tasks, Session::Attach, (namespace, pod, container), request)
         }
         _ => Err(Refusal(StatusCode::NOT_FOUND, format!("no such path: {path}"))),
     };
@@ -150,16 +158,81 @@ fn is_running(shared: &Shared, uid: &Uid, container: &str, attempt: u32) -> bool
     shared.sandboxes.running(uid, container).is_some_and(|running| running.attempt == attempt)
 }
 
+/// What a client joins.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Session {
+    Exec,
+    Attach,
+}
+
+fn session(
+    shared: &Arc<Shared>,
+    tasks: &Tasks,
+    kind: Session,
+    (namespace, name, container): (&str, &str, &str),
+    mut request: Request<Incoming>,
+) -> Result<Response<Body>, Refusal> {
+    let switch = switching(&request, CHANNELS)?;
+    let wanted = Wanted::parse(request.uri().query().unwrap_or_default());
+    let bad = |why: String| Refusal(StatusCode::BAD_REQUEST, why);
+    if kind == Session::Exec && wanted.command.is_empty() {
+        return Err(bad("you must specify at least one command for the container".to_owned()));
+    }
+    let no_pod = || Refusal(StatusCode::NOT_FOUND, format!("pod \"{name}\" not found on this node"));
+    let (uid, pod) = shared.sandboxes.find(namespace, name).ok_or_else(no_pod)?;
+    let spec = dhow_agent::spec::container(&pod, container);
+    let spec = spec.ok_or_else(|| bad(format!("container {container} is not valid for pod {name}")))?;
+    if kind == Session::Attach && wanted.reads() && spec.stdin != Some(true) {
+        return Err(bad(format!("container {container} of pod {name} has no stdin: set `stdin: true` in its spec")));
+    }
+    let once = wanted.reads() && spec.stdin_once == Some(true);
+    let running = shared.sandboxes.running(&uid, container);
+    let running =
+        running.ok_or_else(|| Refusal(StatusCode::NOT_FOUND, format!("container not found (\"{container}\")")))?;
+    let (shared, at) = (shared.clone(), ContainerRef { uid, container: container.into() });
+    let stop = tasks.stop_token();
+    tasks.spawn("session", async move {
+        let work = async {
+            let stream = hyper::upgrade::on(&mut request).await.map_err(std::io::Error::other)?;
+            match kind {
+                Session::Exec => sessions::exec(&shared, &at, &pod, wanted, TokioIo::new(stream)).await,
+                Session::Attach => {
+                    let ended = sessions::attach(&running.container, wanted, TokioIo::new(stream)).await;
+                    if once {
+                        running.container.close_stdin().await;
+                    }
+                    ended
+                }
+            }
+        };
+        if let Some(Err(err)) = stop.or(work).await {
+            tracing::debug!(%err, "a session broke");
+        }
+    });
+    Ok(switch)
+}
+
+/// The answer that switches to a protocol, if that is what the request asks for.
+fn switching(request: &Request<Incoming>, protocol: &'static str) -> Result<Response<Body>, Refusal> {
+    let asked = request.headers().get(header::UPGRADE).and_then(|v| v.to_str().ok());
+    if !asked.is_some_and(|value| value.eq_ignore_ascii_case(protocol)) {
+        return Err(Refusal(StatusCode::UPGRADE_REQUIRED, format!("send `Upgrade: {protocol}`")));
+    }
+    let mut response = Response::new(full(""));
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, header::HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, header::HeaderValue::from_static(protocol));
+    Ok(response)
+}
+
 fn port_forward(
     shared: &Arc<Shared>,
     tasks: &Tasks,
     (namespace, name, port): (&str, &str, &str),
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Refusal> {
-    let asked = request.headers().get(header::UPGRADE).and_then(|v| v.to_str().ok());
-    if !asked.is_some_and(|value| value.eq_ignore_ascii_case(PORT_FORWARD)) {
-        return Err(Refusal(StatusCode::UPGRADE_REQUIRED, format!("send `Upgrade: {PORT_FORWARD}`")));
-    }
+    let response = switching(&request, PORT_FORWARD)?;
     let port: u16 =
         port.parse().map_err(|_| Refusal(StatusCode::BAD_REQUEST, format!("`{port}` is not a port number")))?;
     let (uid, _) = shared
@@ -185,10 +258,5 @@ fn port_forward(
         };
         stop.or(work).await;
     });
-    let mut response = Response::new(full(""));
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let headers = response.headers_mut();
-    headers.insert(header::CONNECTION, header::HeaderValue::from_static("Upgrade"));
-    headers.insert(header::UPGRADE, header::HeaderValue::from_static(PORT_FORWARD));
     Ok(response)
 }

@@ -4,7 +4,8 @@
 //! [`Node::start`] brings everything up (`node` has the order); `runner` is the loop around the agent and fulfils its
 //! wishes; `network` feeds the switch; `control` keeps a
 //! link to each control node; `register` keeps the Node object
-//! and its lease; `renew` the node's certificate; `kubelet` answers the control node (`logs`, port-forward). [`join`] gives a new node its identity.
+//! and its lease; `renew` the node's certificate; `kubelet` answers the control node (`logs`, port-forward, and
+//! `sessions`: exec, attach). [`join`] gives a new node its identity.
 //!
 //! Invariants: decides nothing about pods. Every task belongs to a group that [`Node::stop`] ends; every queue is
 //! bounded. Stopping leaves the API's objects as they are. A name from the API never leaves the data directory
@@ -34,6 +35,8 @@ mod register;
 mod renew;
 mod runner;
 mod sandbox;
+mod sessions;
+mod tty;
 mod view;
 mod volumes;
 

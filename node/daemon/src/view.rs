@@ -129,7 +129,8 @@ impl Located {
         })
     }
 
-    fn try_read_end(&self) -> io::Result<String> {
+    /// Where the file lies, without any link on the way to it.
+    pub(crate) fn real(&self) -> io::Result<PathBuf> {
         if !self.rest.components().all(|part| matches!(part, Component::Normal(_))) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -139,8 +140,18 @@ impl Located {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
         let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        // The files of a ConfigMap are links within their volume.
+        let real = fs::canonicalize(parent.join(name))?;
+        if real.starts_with(fs::canonicalize(&self.root)?) {
+            Ok(real)
+        } else {
+            Err(io::ErrorKind::PermissionDenied.into())
+        }
+    }
+
+    fn try_read_end(&self) -> io::Result<String> {
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-        let mut file = fs::OpenOptions::new().read(true).custom_flags(flags).open(parent.join(name))?;
+        let mut file = fs::OpenOptions::new().read(true).custom_flags(flags).open(self.real()?)?;
         let metadata = file.metadata()?;
         if !metadata.is_file() {
             return Err(io::ErrorKind::InvalidInput.into());

@@ -9,6 +9,7 @@
 //! address is believed only from the node that owns it, and kubelet streams only on connections that this side has
 //! dialled to the control node.
 
+pub mod channels;
 mod connection;
 mod endpoint;
 mod error;

@@ -42,6 +42,10 @@ pub struct ContainerSpec {
     pub http_ports: Vec<u16>,
     /// The Pod's host name.
     pub hostname: String,
+    /// Whether a client may attach to the program's standard input, which else is at its end.
+    pub stdin: bool,
+    /// Whether the program is told that it talks to a terminal.
+    pub tty: bool,
 }
 
 /// A directory of the host that a container sees.

@@ -1,5 +1,6 @@
 //! The handle to one container: what it does now, what is wished of it, how it ended.
 
+use std::io;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -7,7 +8,7 @@ use dhow_host::{MemoryAccount, OutOfMemory, SetupError, Template};
 use dhow_runtime_contract::{ContainerSpec, EntryPoint, Exit, ExitReason, LogConfig, Usage};
 use dhow_switch::PodNet;
 use dhow_types::Time;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use wasmtime::{Trap, WasmBacktrace};
@@ -16,7 +17,7 @@ use wasmtime_wasi::I32Exit;
 use crate::engine::Engine;
 use crate::logs::LogWriter;
 use crate::meter::Cpu;
-use crate::output::{BytePipe, Capture, Input, Sink};
+use crate::output::{BUFFER_BYTES_MAX, BytePipe, Capture, Channel, Input, Sink, Tee};
 use crate::program::{Pre, Program};
 use crate::{command, serve};
 
@@ -37,7 +38,7 @@ const FLUSH_MAX: Duration = Duration::from_secs(5);
 
 /// Where a container's output goes to and its input comes from.
 pub enum Io {
-    /// Lines to a log file; no input.
+    /// Lines to a log file, and to those who attach; input from those, if the specification says so.
     Log(LogConfig),
     /// The first bytes of both outputs into memory; no input. For probes.
     Capture {
@@ -87,6 +88,10 @@ pub(crate) struct Shared {
     cpu: Arc<Cpu>,
     memory: OnceLock<Arc<MemoryAccount>>,
     capture: Option<Arc<Capture>>,
+    /// Whom the output of a logged container reaches besides its log.
+    tee: Option<Arc<Tee>>,
+    /// What those who attach write to; nothing once it is closed.
+    stdin: tokio::sync::Mutex<Option<DuplexStream>>,
 }
 
 impl Container {
@@ -137,6 +142,27 @@ impl Container {
             cpu_ns: self.shared.cpu.used_ns(),
             memory_bytes: self.shared.memory.get().map_or(0, |account| account.held()),
         }
+    }
+
+    /// Passes on what it writes from now on, until it ends, or until the future is dropped.
+    pub async fn attach(&self, stdout: Box<dyn AsyncWrite + Send + Unpin>, stderr: Box<dyn AsyncWrite + Send + Unpin>) {
+        let Some(tee) = &self.shared.tee else { return };
+        let pipes = [Channel::Stdout, Channel::Stderr].map(|channel| Listening(tee.listen(channel)));
+        let [out, err] = &pipes;
+        tokio::join!(out.0.clone().pump(stdout), err.0.clone().pump(stderr));
+    }
+
+    /// Gives the program something to read; waits while it does not.
+    pub async fn write_stdin(&self, bytes: &[u8]) -> io::Result<()> {
+        match &mut *self.shared.stdin.lock().await {
+            Some(stdin) => stdin.write_all(bytes).await,
+            None => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    /// Ends the program's input.
+    pub async fn close_stdin(&self) {
+        self.shared.stdin.lock().await.take();
     }
 
     /// What an [`Io::Capture`] container wrote; complete after [`wait`](Self::wait).
@@ -277,7 +303,7 @@ pub(crate) async fn killed(wishes: &mut watch::Receiver<Wish>) {
 }
 
 pub(crate) fn start(engine: &Engine, program: &Program, spec: ContainerSpec, io: Io, net: PodNet) -> Container {
-    let (sink, input, pumps, capture) = connect(io, engine.logs());
+    let Ends { sink, input, pumps, capture, tee, stdin } = connect(io, engine.logs(), (spec.stdin, spec.tty));
     let shared = Arc::new(Shared {
         entry: program.entry(),
         started_at: now(),
@@ -286,6 +312,8 @@ pub(crate) fn start(engine: &Engine, program: &Program, spec: ContainerSpec, io:
         cpu: Cpu::new(spec.cpu_limit_m),
         memory: OnceLock::new(),
         capture,
+        tee,
+        stdin: tokio::sync::Mutex::new(stdin),
     });
     let container = Container { shared: shared.clone() };
     let id = engine.register(container.clone());
@@ -390,19 +418,56 @@ impl InputSource {
 
 type Pump = (Arc<BytePipe>, Box<dyn AsyncWrite + Send + Unpin>);
 
-fn connect(io: Io, logs: &LogWriter) -> (Sink, InputSource, Vec<Pump>, Option<Arc<Capture>>) {
-    let none = InputSource { reader: None, tty: false };
+/// What a container's output and input are connected with.
+struct Ends {
+    sink: Sink,
+    input: InputSource,
+    pumps: Vec<Pump>,
+    capture: Option<Arc<Capture>>,
+    tee: Option<Arc<Tee>>,
+    stdin: Option<DuplexStream>,
+}
+
+impl Ends {
+    fn of(sink: Sink) -> Self {
+        let input = InputSource { reader: None, tty: false };
+        Self { sink, input, pumps: Vec::new(), capture: None, tee: None, stdin: None }
+    }
+}
+
+fn connect(io: Io, logs: &LogWriter, (stdin, tty): (bool, bool)) -> Ends {
     match io {
-        Io::Log(config) => (Sink::Log(logs.pipe(config)), none, Vec::new(), None),
+        Io::Log(config) => {
+            let (pipe, tee) = (logs.pipe(config), Arc::new(Tee::default()));
+            let mut ends = Ends::of(Sink::Log { pipe, tee: tee.clone(), tty });
+            ends.tee = Some(tee);
+            ends.input.tty = tty;
+            if stdin {
+                let (reader, writer) = tokio::io::duplex(BUFFER_BYTES_MAX);
+                ends.input.reader = Some(Box::new(reader));
+                ends.stdin = Some(writer);
+            }
+            ends
+        }
         Io::Capture { max_bytes } => {
             let capture = Capture::new(max_bytes);
-            (Sink::Capture(capture.clone()), none, Vec::new(), Some(capture))
+            Ends { capture: Some(capture.clone()), ..Ends::of(Sink::Capture(capture)) }
         }
         Io::Streams { stdin, stdout, stderr, tty } => {
             let (out, err) = (BytePipe::new(), BytePipe::new());
             let sink = Sink::Streams { stdout: out.clone(), stderr: err.clone(), tty };
-            (sink, InputSource { reader: stdin, tty }, vec![(out, stdout), (err, stderr)], None)
+            let input = InputSource { reader: stdin, tty };
+            Ends { input, pumps: vec![(out, stdout), (err, stderr)], ..Ends::of(sink) }
         }
+    }
+}
+
+/// A pipe that nobody listens to any more once this is gone.
+struct Listening(Arc<BytePipe>);
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.0.abandon();
     }
 }
 

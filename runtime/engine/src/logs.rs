@@ -271,11 +271,15 @@ mod tests {
         text.lines().map(|line| line.split_once(' ').unwrap().1).collect()
     }
 
+    fn sink_of(pipe: Arc<LogPipe>) -> Sink {
+        Sink::Log { pipe, tee: Arc::default(), tty: false }
+    }
+
     #[tokio::test]
     async fn lines_are_assembled_and_marked() {
         let dir = tempfile::tempdir().unwrap();
         let config = config(dir.path(), 1 << 20, 2);
-        let sink = Sink::Log(LogWriter::start().unwrap().pipe(config.clone()));
+        let sink = sink_of(LogWriter::start().unwrap().pipe(config.clone()));
         let (mut out, mut err) = (sink.open(Channel::Stdout), sink.open(Channel::Stderr));
         out.write(Bytes::from_static(b"one\ntw")).unwrap();
         err.write(Bytes::from_static(b"oops\n")).unwrap();
@@ -297,7 +301,7 @@ mod tests {
     async fn long_lines_go_on_in_parts() {
         let dir = tempfile::tempdir().unwrap();
         let config = config(dir.path(), 1 << 20, 2);
-        let sink = Sink::Log(LogWriter::start().unwrap().pipe(config.clone()));
+        let sink = sink_of(LogWriter::start().unwrap().pipe(config.clone()));
         let mut out = sink.open(Channel::Stdout);
         out.write(Bytes::from(vec![b'x'; LINE_BYTES_MAX + 3])).unwrap();
         out.write(Bytes::from_static(b"y\n")).unwrap();
@@ -311,7 +315,7 @@ mod tests {
     async fn a_full_file_is_rotated_and_the_oldest_dropped() {
         let dir = tempfile::tempdir().unwrap();
         let config = config(dir.path(), 100, 3);
-        let sink = Sink::Log(LogWriter::start().unwrap().pipe(config.clone()));
+        let sink = sink_of(LogWriter::start().unwrap().pipe(config.clone()));
         let mut out = sink.open(Channel::Stdout);
         for number in 0..5 {
             out.write(Bytes::from(format!("{number}{}\n", "-".repeat(60)))).unwrap();
@@ -329,7 +333,7 @@ mod tests {
         let (queue, _tasks) = channel();
         let dir = tempfile::tempdir().unwrap();
         let pipe = LogWriter { queue }.pipe(config(dir.path(), 0, 1));
-        let mut out = Sink::Log(pipe.clone()).open(Channel::Stdout);
+        let mut out = sink_of(pipe.clone()).open(Channel::Stdout);
         let mut written = 0;
         while let permit @ 1.. = out.check_write().unwrap() {
             out.write(Bytes::from(vec![b'\n'; permit.min(4096)])).unwrap();

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::SystemTime;
@@ -51,7 +52,7 @@ pub(crate) struct Chunk {
 /// Where the output of one container goes.
 #[derive(Clone)]
 pub(crate) enum Sink {
-    Log(Arc<LogPipe>),
+    Log { pipe: Arc<LogPipe>, tee: Arc<Tee>, tty: bool },
     Capture(Arc<Capture>),
     Streams { stdout: Arc<BytePipe>, stderr: Arc<BytePipe>, tty: bool },
 }
@@ -65,12 +66,11 @@ impl Sink {
     /// Notes something about the container where its user looks first: among its errors.
     pub(crate) fn note(&self, text: &str) {
         match self {
-            Self::Log(pipe) => pipe.push(Chunk {
-                at: SystemTime::now(),
-                channel: Channel::Stderr,
-                partial: false,
-                bytes: Bytes::from(format!("{text}\n")),
-            }),
+            Self::Log { pipe, tee, .. } => {
+                let (channel, bytes) = (Channel::Stderr, Bytes::from(format!("{text}\n")));
+                tee.push(channel, &bytes);
+                pipe.push(Chunk { at: SystemTime::now(), channel, partial: false, bytes });
+            }
             Self::Capture(capture) => capture.push(format!("{text}\n").as_bytes()),
             Self::Streams { stderr, .. } => stderr.push(Bytes::from(format!("{text}\n"))),
         }
@@ -79,7 +79,7 @@ impl Sink {
     /// Waits until everything written so far has left the buffer.
     pub(crate) async fn flushed(&self) {
         match self {
-            Self::Log(pipe) => pipe.flushed().await,
+            Self::Log { pipe, .. } => pipe.flushed().await,
             Self::Capture(_) => {}
             Self::Streams { stdout, stderr, .. } => {
                 stdout.flushed().await;
@@ -91,7 +91,10 @@ impl Sink {
     /// The container has ended: nothing more will be written.
     pub(crate) fn close(&self) {
         match self {
-            Self::Log(pipe) => pipe.close(),
+            Self::Log { pipe, tee, .. } => {
+                pipe.close();
+                tee.close();
+            }
             Self::Capture(_) => {}
             Self::Streams { stdout, stderr, .. } => {
                 stdout.close();
@@ -102,7 +105,7 @@ impl Sink {
 
     fn space(&self, channel: Channel) -> Option<usize> {
         match self {
-            Self::Log(pipe) => Some(pipe.space()),
+            Self::Log { pipe, .. } => Some(pipe.space()),
             Self::Capture(_) => Some(BUFFER_BYTES_MAX),
             Self::Streams { stdout, stderr, .. } => match channel {
                 Channel::Stdout => stdout.space(),
@@ -113,7 +116,7 @@ impl Sink {
 
     fn poll_space(&self, channel: Channel, cx: &mut Context<'_>) -> Poll<()> {
         match self {
-            Self::Log(pipe) => pipe.poll_space(cx),
+            Self::Log { pipe, .. } => pipe.poll_space(cx),
             Self::Capture(_) => Poll::Ready(()),
             Self::Streams { stdout, stderr, .. } => match channel {
                 Channel::Stdout => stdout.poll_space(cx),
@@ -139,7 +142,10 @@ struct Line {
 impl Line {
     fn write(&self, bytes: &Bytes) {
         match &self.sink {
-            Sink::Log(pipe) => self.write_lines(pipe, bytes),
+            Sink::Log { pipe, tee, .. } => {
+                tee.push(self.channel, bytes);
+                self.write_lines(pipe, bytes);
+            }
             Sink::Capture(capture) => capture.push(bytes),
             Sink::Streams { stdout, stderr, .. } => match self.channel {
                 Channel::Stdout => stdout.push(bytes.clone()),
@@ -174,7 +180,7 @@ impl Line {
 impl Drop for Line {
     fn drop(&mut self) {
         let rest = self.rest.get_mut().unwrap_or_else(PoisonError::into_inner).split().freeze();
-        if let (Sink::Log(pipe), false) = (&self.sink, rest.is_empty()) {
+        if let (Sink::Log { pipe, .. }, false) = (&self.sink, rest.is_empty()) {
             pipe.push(self.chunk(rest, true));
         }
     }
@@ -182,7 +188,7 @@ impl Drop for Line {
 
 impl IsTerminal for Output {
     fn is_terminal(&self) -> bool {
-        matches!(self.line.sink, Sink::Streams { tty: true, .. })
+        matches!(self.line.sink, Sink::Streams { tty: true, .. } | Sink::Log { tty: true, .. })
     }
 }
 
@@ -234,6 +240,56 @@ impl AsyncWrite for Output {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
+    }
+}
+
+/// Who listens to a running container. A listener that does not keep up misses output: neither the guest nor the log,
+/// which has it all, waits for it.
+#[derive(Default)]
+pub(crate) struct Tee {
+    /// Whether there is anybody, so that a guest that nobody listens to pays nothing.
+    any: AtomicBool,
+    listeners: Mutex<Listeners>,
+}
+
+#[derive(Default)]
+struct Listeners {
+    pipes: Vec<(Channel, Arc<BytePipe>)>,
+    closed: bool,
+}
+
+impl Tee {
+    /// A pipe that gets what is written to a channel from now on.
+    pub(crate) fn listen(&self, channel: Channel) -> Arc<BytePipe> {
+        let pipe = BytePipe::new();
+        let mut listeners = lock(&self.listeners);
+        if listeners.closed {
+            pipe.close();
+        } else {
+            listeners.pipes.push((channel, pipe.clone()));
+            self.any.store(true, Ordering::Relaxed);
+        }
+        pipe
+    }
+
+    fn push(&self, channel: Channel, bytes: &Bytes) {
+        if !self.any.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut listeners = lock(&self.listeners);
+        listeners.pipes.retain(|(_, pipe)| pipe.space().is_some());
+        self.any.store(!listeners.pipes.is_empty(), Ordering::Relaxed);
+        for (_, pipe) in listeners.pipes.iter().filter(|(of, _)| *of == channel) {
+            if pipe.space().is_some_and(|space| space >= bytes.len()) {
+                pipe.push(bytes.clone());
+            }
+        }
+    }
+
+    fn close(&self) {
+        let mut listeners = lock(&self.listeners);
+        listeners.closed = true;
+        listeners.pipes.drain(..).for_each(|(_, pipe)| pipe.close());
     }
 }
 
@@ -322,6 +378,13 @@ impl BytePipe {
         let mut state = lock(&self.state);
         state.closed = true;
         wake(state.pump.take());
+    }
+
+    /// Nobody takes anything out any more.
+    pub(crate) fn abandon(&self) {
+        let mut state = lock(&self.state);
+        state.broken = true;
+        state.writers.drain(..).for_each(Waker::wake);
     }
 
     /// Carries what is pushed to `writer` until the pipe is closed and empty, or the writer fails.

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Not;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -106,6 +107,8 @@ fn spec(args: &[&str]) -> ContainerSpec {
         cpu_limit_m: None,
         http_ports: Vec::new(),
         hostname: "pod".to_owned(),
+        stdin: false,
+        tty: false,
     }
 }
 
@@ -389,6 +392,40 @@ async fn a_guest_answers_datagrams_of_clients_outside() {
     server.kill();
     server.wait().await;
     node_ports.stop().await;
+}
+
+#[tokio::test]
+async fn who_attaches_talks_to_the_running_program_and_the_log_has_it_all() {
+    let (net, dir) = (Net::new(), tempfile::tempdir().unwrap());
+    let path = dir.path().join("0.log");
+    let io = Io::Log(LogConfig { path: path.clone(), max_bytes: 1 << 20, max_files: 2 });
+    let program = ContainerSpec { stdin: true, ..spec(&["tool", "shout"]) };
+    let container = rig().engine.start(&tool().await, program, io, net.pod(2));
+    container.running().await.unwrap();
+    container.write_stdin(b"nobody hears\n").await.unwrap();
+    // The log says when that is through.
+    while std::fs::read_to_string(&path).is_ok_and(|text| text.contains("NOBODY HEARS")).not() {
+        tokio::task::yield_now().await;
+    }
+    let (guest_stdout, mut stdout) = tokio::io::duplex(64);
+    let (guest_stderr, mut stderr) = tokio::io::duplex(64);
+    let attached = container.attach(Box::new(guest_stdout), Box::new(guest_stderr));
+    let session = async {
+        container.write_stdin(b"hello\n").await.unwrap();
+        let mut line = [0; 6];
+        stdout.read_exact(&mut line).await.unwrap();
+        assert_eq!(&line, b"HELLO\n");
+        container.close_stdin().await;
+        let (mut rest, mut errors) = (String::new(), String::new());
+        let (out, err) = tokio::join!(stdout.read_to_string(&mut rest), stderr.read_to_string(&mut errors));
+        out.and(err).unwrap();
+        assert_eq!((rest.as_str(), errors.as_str()), ("", "done\n"));
+    };
+    tokio::join!(attached, session);
+    assert_eq!(container.wait().await.code, 0);
+    assert!(container.write_stdin(b"late").await.is_err());
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains("stdout F HELLO") && text.contains("stderr F done"), "{text}");
 }
 
 #[tokio::test]

@@ -44,6 +44,8 @@ pub fn container_spec(
             .filter_map(|p| u16::try_from(p.container_port).ok())
             .collect(),
         hostname: env::hostname(pod),
+        stdin: container.stdin == Some(true),
+        tty: container.tty == Some(true),
         env,
     }
 }
