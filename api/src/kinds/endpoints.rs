@@ -16,6 +16,7 @@ pub static ENDPOINTS: Kind = Kind {
     short_names: &["ep"],
     schema: "io.k8s.api.core.v1.Endpoints",
     allow_create_on_update: true,
+    deprecation: Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
     default: |tree| {
         for subset in entries(tree, "subsets") {
             for port in entries(subset, "ports") {

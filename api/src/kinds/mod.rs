@@ -67,6 +67,8 @@ pub struct Kind {
     pub allow_unconditional_update: bool,
     /// Whether a PUT to a name that is not there creates the object.
     pub allow_create_on_update: bool,
+    /// The sentence that warns everyone who still uses the kind, if there is a better one.
+    pub deprecation: Option<&'static str>,
     /// Whether addresses and node ports are given to the objects when they are written.
     pub takes_addresses: bool,
     /// Whether a deletion answers with the object; the others answer with a `Status`, as upstream does.
@@ -365,6 +367,7 @@ const fn plain() -> Kind {
         has_generation: false,
         allow_unconditional_update: true,
         allow_create_on_update: false,
+        deprecation: None,
         takes_addresses: false,
         returns_deleted: false,
         grace_s: |_| None,

@@ -423,3 +423,23 @@ async fn many_writers_of_one_object_lose_nothing() {
     assert_eq!(cluster.client.get(&path).await.unwrap()["data"].as_object().unwrap().len(), 9);
     cluster.stop().await;
 }
+
+#[tokio::test]
+async fn who_uses_a_deprecated_kind_is_warned() {
+    const ENDPOINTS: &str = "/api/v1/namespaces/default/endpoints";
+    let cluster = Cluster::start().await;
+    let body = json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "db"}}).to_string();
+    for (method, path, body, warned) in [
+        (Method::POST, ENDPOINTS.to_owned(), Some((JSON, Bytes::from(body))), true),
+        (Method::GET, format!("{ENDPOINTS}/db"), None, true),
+        (Method::GET, ENDPOINTS.to_owned(), None, true),
+        (Method::DELETE, format!("{ENDPOINTS}/db"), None, true),
+        (Method::GET, CONFIG_MAPS.to_owned(), None, false),
+    ] {
+        let answer = cluster.client.request(method.clone(), &path, JSON, body).await.unwrap();
+        let warning = answer.headers.get("warning").map(|value| value.to_str().unwrap());
+        let want = "299 - \"v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice\"";
+        assert_eq!(warning, warned.then_some(want), "{method} {path}");
+    }
+    cluster.stop().await;
+}
