@@ -30,6 +30,8 @@ pub(crate) struct Asked {
     client: usize,
     key: usize,
     operation: Operation,
+    /// Which write it is; zero for a read.
+    value: Value,
     /// What had been acknowledged to anyone when it was asked.
     floor: Revision,
     /// It has certainly not happened.
@@ -77,11 +79,11 @@ impl World {
         if servers.is_empty() { None } else { Some(servers[self.rng.below(servers.len() as u64) as usize]) }
     }
 
-    fn record(&mut self, client: usize, key: usize, call: Call) -> usize {
+    fn record(&mut self, client: usize, key: usize, call: Call, value: Value) -> usize {
         let called = self.moment();
         let operation = Operation { call, called, answer: Answer::Unknown, answered: u64::MAX };
         let floor = self.truth.newest();
-        self.asked.push(Asked { client, key, operation, floor, void: false });
+        self.asked.push(Asked { client, key, operation, value, floor, void: false });
         let at = self.asked.len() - 1;
         if client < self.clients.len() {
             self.clients[client].waiting = Some(at);
@@ -92,7 +94,7 @@ impl World {
 
     /// A read by a client, or by nobody in particular.
     pub(crate) fn ask_read(&mut self, client: Option<usize>, node: u64, key: usize) {
-        let at = self.record(client.unwrap_or(usize::MAX), key, Call::Read);
+        let at = self.record(client.unwrap_or(usize::MAX), key, Call::Read, 0);
         self.note(format_args!("operation {at} reads {key} on {node}"));
         if self.bug == Bug::StaleRead {
             return self.answer_read(node, at);
@@ -106,7 +108,7 @@ impl World {
     pub(crate) fn ask_all(&mut self, node: u64) {
         (0..KEYS).for_each(|key| self.ask_read(None, node, key));
         let value = self.fresh_value();
-        let at = self.record(usize::MAX, 0, Call::Put(value));
+        let at = self.record(usize::MAX, 0, Call::Put(value), value);
         self.propose(node, at, put(&[key_of(0)], value, Expect::Any));
     }
 
@@ -127,7 +129,7 @@ impl World {
             }
             (None, _) => (Call::Create(value), put(&[key_of(key)], value, Expect::Absent)),
         };
-        let at = self.record(client, key, call);
+        let at = self.record(client, key, call, value);
         self.note(format_args!("operation {at} is {call:?} of {key} on {node}"));
         self.propose(node, at, txn);
     }
@@ -229,7 +231,8 @@ impl World {
     }
 
     pub(crate) fn answer_nothing(&mut self, at: usize) {
-        if self.asked[at].operation.answer == Answer::Unknown {
+        let client = self.asked[at].client;
+        if self.clients.get(client).is_some_and(|client| client.waiting == Some(at)) {
             self.report.unknown += 1;
             self.note(format_args!("operation {at} has no answer"));
         }
@@ -308,7 +311,7 @@ impl World {
         let client = self.asked[at].client;
         if client < self.clients.len() && self.clients[client].waiting == Some(at) {
             self.clients[client].waiting = None;
-            let think = 1 + self.rng.below(60);
+            let think = 1 + self.rng.below(40);
             self.after(think, Event::Client(client));
         }
     }
@@ -318,14 +321,20 @@ impl World {
         self.clients.iter().all(|client| client.waiting.is_none())
     }
 
-    /// Looks at all that clients saw.
+    /// Looks at all that clients saw. Of a write without an answer it is known here whether it was done and by when,
+    /// for all that was on its way has arrived; without that, the search would have to try every time until the end.
     pub(crate) fn judge(&mut self) {
         for key in 0..KEYS {
             let of_key = self.asked.iter().filter(|asked| asked.key == key && !asked.void);
-            // A read without an answer says nothing.
             let operations: Vec<Operation> = of_key
-                .map(|asked| asked.operation)
-                .filter(|operation| operation.call != Call::Read || operation.answer != Answer::Unknown)
+                .filter_map(|asked| match asked.operation {
+                    Operation { answer: Answer::Unknown, call: Call::Read, .. } => None,
+                    Operation { answer: Answer::Unknown, .. } => {
+                        let answered = self.truth.done_at(asked.value)?;
+                        Some(Operation { answered, ..asked.operation })
+                    }
+                    answered => Some(answered),
+                })
                 .collect();
             match judge(&operations) {
                 Judgement::Linearizable => {}

@@ -48,9 +48,9 @@ pub(crate) struct Operation {
     pub(crate) answered: u64,
 }
 
-/// How many states are tried for one key. More than ten times what runs of a sound cluster have taken; beyond, the key
-/// counts as undecided.
-const STATES_MAX: usize = 2_000_000;
+/// How many states are tried for one key. Runs of a sound cluster take some per operation; beyond, the key counts as
+/// undecided.
+const STATES_MAX: usize = 100_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Judgement {

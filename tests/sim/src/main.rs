@@ -7,13 +7,18 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-const USAGE: &str = "usage: dhow-sim-tests [--seeds COUNT] [--from SEED] | --replay SEED";
+const USAGE: &str = "usage: dhow-sim-tests [--seeds COUNT] [--from SEED] [--bug NAME] | --replay SEED [--bug NAME]";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (mut seeds, mut from, mut replay) = (1_000, 0, None);
+    let (mut seeds, mut from, mut replay, mut bug) = (1_000, 0, None, Bug::Sound);
     for pair in arguments.chunks(2) {
         let [name, value] = pair else { return usage() };
+        if name == "--bug" {
+            let Some(known) = Bug::ALL.into_iter().find(|bug| format!("{bug:?}") == *value) else { return usage() };
+            bug = known;
+            continue;
+        }
         let Ok(value) = value.parse::<u64>() else { return usage() };
         match name.as_str() {
             "--seeds" => seeds = value,
@@ -23,18 +28,19 @@ fn main() -> ExitCode {
         }
     }
     match replay {
-        Some(seed) => show(seed),
-        None => soak(from, seeds),
+        Some(seed) => show(seed, bug),
+        None => soak(from, seeds, bug),
     }
 }
 
 fn usage() -> ExitCode {
     println!("{USAGE}");
+    println!("bugs that can be planted: {:?}", Bug::ALL);
     ExitCode::FAILURE
 }
 
-fn show(seed: u64) -> ExitCode {
-    match World::try_seed(seed, Bug::Sound, true) {
+fn show(seed: u64, bug: Bug) -> ExitCode {
+    match World::try_seed(seed, bug, true) {
         Ok(report) => {
             report.trace.iter().for_each(|line| println!("{line}"));
             println!("seed {seed} holds every promise");
@@ -49,7 +55,7 @@ fn show(seed: u64) -> ExitCode {
 }
 
 /// Runs every seed on all processors; each twice, for a run that does not replay is worth nothing.
-fn soak(from: u64, seeds: u64) -> ExitCode {
+fn soak(from: u64, seeds: u64, bug: Bug) -> ExitCode {
     let (next, failed, sum) = (AtomicU64::new(from), AtomicBool::new(false), Mutex::new(Report::default()));
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
@@ -59,7 +65,7 @@ fn soak(from: u64, seeds: u64) -> ExitCode {
                     if seed >= from + seeds {
                         return;
                     }
-                    let run = || World::try_seed(seed, Bug::Sound, false);
+                    let run = || World::try_seed(seed, bug, false);
                     let (first, second) = (run(), run());
                     if let Ok(report) = &first {
                         sum.lock().unwrap_or_else(PoisonError::into_inner).add(report);

@@ -315,7 +315,7 @@ impl World {
             let rest = self.rng.below(500);
             return self.crash(id, rest);
         }
-        let skips = self.bug == Bug::SkippedSync && self.rng.chance(1, 3);
+        let skips = self.bug == Bug::SkippedSync && !self.weather.is_clear && self.rng.chance(1, 3);
         let node = self.node(id);
         let count = node.running.as_mut().and_then(|running| running.syncing.take()).unwrap_or(0);
         let number = if skips { node.disk.number(count) } else { node.disk.sync(count) };
@@ -383,7 +383,9 @@ impl World {
             }
         }
         let (revision, hash) = (running.state.revision(), running.state.hash());
-        let known = self.truth.apply(index, write, Done { term, what, members: change, revision, hash });
+        let done = Done { term, what, members: change, revision, hash };
+        let moment = self.moment();
+        let known = self.truth.apply(index, write, done, moment);
         self.check(known);
         if let Some(waiting) = waiting {
             self.finish(waiting, revision, ended.transpose());

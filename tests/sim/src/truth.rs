@@ -20,8 +20,8 @@ pub(crate) struct Done {
 pub(crate) struct Truth {
     leaders: BTreeMap<u64, u64>,
     log: BTreeMap<u64, Done>,
-    /// Where each write was done.
-    writes: BTreeMap<Value, u64>,
+    /// Where each write was done, and at which moment first.
+    writes: BTreeMap<Value, (u64, u64)>,
     refused: BTreeSet<Value>,
     acknowledged: BTreeMap<Revision, Value>,
 }
@@ -38,12 +38,12 @@ impl Truth {
     }
 
     /// A member has done an entry.
-    pub(crate) fn apply(&mut self, index: u64, write: Option<Value>, done: Done) -> Result<(), String> {
+    pub(crate) fn apply(&mut self, index: u64, write: Option<Value>, done: Done, moment: u64) -> Result<(), String> {
         if let Some(write) = write {
             if self.refused.contains(&write) {
                 return Err(format!("write {write} was refused, and is entry {index}"));
             }
-            let first = *self.writes.entry(write).or_insert(index);
+            let (first, _) = *self.writes.entry(write).or_insert((index, moment));
             if first != index {
                 return Err(format!("write {write} is done twice, as entry {first} and as entry {index}"));
             }
@@ -72,7 +72,7 @@ impl Truth {
     pub(crate) fn refuse(&mut self, write: Value) -> Result<(), String> {
         self.refused.insert(write);
         match self.writes.get(&write) {
-            Some(index) => Err(format!("write {write} is refused, and was entry {index}")),
+            Some((index, _)) => Err(format!("write {write} is refused, and was entry {index}")),
             None => Ok(()),
         }
     }
@@ -90,6 +90,11 @@ impl Truth {
         }
     }
 
+    /// The moment at which the first member had done a write.
+    pub(crate) fn done_at(&self, write: Value) -> Option<u64> {
+        self.writes.get(&write).map(|(_, moment)| *moment)
+    }
+
     /// The newest revision that anyone was told of.
     pub(crate) fn newest(&self) -> Revision {
         self.acknowledged.last_key_value().map_or(Revision(0), |(revision, _)| *revision)
@@ -98,7 +103,7 @@ impl Truth {
     /// Whether every write that was acknowledged was done.
     pub(crate) fn check_end(&self) -> Result<(), String> {
         for (revision, write) in &self.acknowledged {
-            let done = self.writes.get(write).and_then(|index| self.log.get(index));
+            let done = self.writes.get(write).and_then(|(index, _)| self.log.get(index));
             if done.is_none_or(|done| done.revision != *revision) {
                 return Err(format!("write {write} was acknowledged at revision {revision}, and that is {done:?}"));
             }

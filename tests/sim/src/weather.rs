@@ -38,6 +38,8 @@ pub(crate) struct Weather {
     pub(crate) lag_max: LagMax,
     /// Between two faults.
     pub(crate) pace_ms: u64,
+    /// It is over, also for planted bugs that would keep anyone from coming to rest.
+    pub(crate) is_clear: bool,
 }
 
 impl Weather {
@@ -47,7 +49,7 @@ impl Weather {
         let entries = 5 + rng.below(60) as usize;
         let wipes = founders > 1 && rng.chance(1, 4);
         let witness = founders == 3 && !wipes && rng.chance(1, 6);
-        Self {
+        let mut weather = Self {
             founders,
             witness,
             wipes,
@@ -69,7 +71,13 @@ impl Weather {
             flush_ms: 100 + rng.below(1_500),
             lag_max: LagMax { entries, bytes: 1 << 20, needed_bytes: 2_000 + rng.below(50_000) as usize },
             pace_ms: 80 + rng.below(500),
+            is_clear: false,
+        };
+        if weather.deadly_votes > 0 {
+            // Elections that cross each other: many leaders die, and votes come late.
+            (weather.late, weather.crashes, weather.pace_ms) = (100 + rng.below(250), true, 60 + rng.below(150));
         }
+        weather
     }
 
     /// The sun comes out.
@@ -77,7 +85,7 @@ impl Weather {
         (self.lost, self.doubled, self.late, self.failing_syncs, self.deadly_votes) = (0, 0, 0, 0, 0);
         (self.delay_ms, self.sync_ms) = (2, 2);
         (self.slow_disks, self.crashes, self.pauses, self.cuts, self.transfers) = (false, false, false, false, false);
-        (self.churn, self.wipes) = (false, false);
+        (self.churn, self.wipes, self.is_clear) = (false, false, true);
     }
 }
 

@@ -18,7 +18,7 @@ use std::fmt;
 use std::sync::Arc;
 
 /// How long things go wrong.
-const STORM_MS: i64 = 8_000;
+const STORM_MS: i64 = 10_000;
 
 /// How long the members may take to recover from it: some elections that come to nothing, and a few images.
 const CALM_MS: i64 = 40_000;
