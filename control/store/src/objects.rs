@@ -264,6 +264,13 @@ impl Objects {
         Ok(())
     }
 
+    /// Puts a head of any form in the place of ours.
+    #[cfg(test)]
+    pub(crate) fn put_head(&self, head: Vec<u8>) {
+        self.db.insert(META, head).expect("the database of a test can be written");
+        self.db.flush().expect("the database of a test can be written");
+    }
+
     fn flush_head(&self, checkpoint: &Checkpoint, flags: u64) -> io::Result<()> {
         let Checkpoint { applied, revision, hash, members } = checkpoint;
         let words = [FORMAT, self.member, applied.index, applied.term, *revision, *hash, flags];

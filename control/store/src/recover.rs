@@ -185,3 +185,6 @@ impl Loaded {
         Self { objects, state, applied: Position::default(), members: None, installed: false }
     }
 }
+
+#[cfg(test)]
+mod tests;
