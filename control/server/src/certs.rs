@@ -6,6 +6,7 @@
 
 use crate::answer::{self, Answer, Style};
 use crate::app::{App, now, seed};
+use crate::body::RequestBody;
 use crate::{ServerError, pki, write};
 use dhow_api::status::ApiError;
 use dhow_api::{Tree, meta};
@@ -13,7 +14,6 @@ use dhow_gate::User;
 use dhow_pki::{Ca, Facts, Identity, PkiError, San, ServerCert, Subject, Usage};
 use dhow_quic::{Endpoint, Tls};
 use dhow_state::{Expect, Key, Op, Txn};
-use hyper::body::Incoming;
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
@@ -187,7 +187,7 @@ pub(crate) fn list(app: &App) -> Result<Answer, ApiError> {
 }
 
 /// POST `/dhow/v1/renew`: a fresh certificate for whoever shows a good one, or one that was.
-pub(crate) async fn renew(app: &App, user: &User, body: Incoming) -> Result<Answer, ApiError> {
+pub(crate) async fn renew(app: &App, user: &User, body: RequestBody) -> Result<Answer, ApiError> {
     let body = write::read_body(body).await?;
     let request: Tree = serde_json::from_slice(&body)
         .map_err(|error| ApiError::bad_request(format!("the body is not JSON: {error}")))?;

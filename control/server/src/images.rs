@@ -6,6 +6,7 @@
 
 use crate::answer::Answer;
 use crate::app::App;
+use crate::body::RequestBody;
 use crate::members::client_of;
 use bytes::Bytes;
 use dhow_api::status::ApiError;
@@ -19,7 +20,6 @@ use dhow_types::Chain;
 use http::header::{CONTENT_TYPE, HeaderName};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty, Full};
-use hyper::body::Incoming;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -89,7 +89,7 @@ fn what(path: &str) -> What<'_> {
 }
 
 /// Answers a request for the registry.
-pub(crate) async fn handle(app: &App, user: &User, request: Request<Incoming>) -> Result<Answer, ApiError> {
+pub(crate) async fn handle(app: &App, user: &User, request: Request<RequestBody>) -> Result<Answer, ApiError> {
     let (path, method) = (request.uri().path().to_owned(), request.method().clone());
     let is_read = matches!(method, Method::GET | Method::HEAD);
     match what(&path) {

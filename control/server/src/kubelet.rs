@@ -3,6 +3,7 @@
 
 use crate::answer::{self, Answer, BodyError};
 use crate::app::App;
+use crate::body::RequestBody;
 use crate::route::{Call, header};
 use crate::{spdy, websocket};
 use bytes::Bytes;
@@ -25,14 +26,19 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much of a node's error text is passed on.
 const ERROR_BYTES_MAX: usize = 16 << 10;
 
-async fn pod_of(app: &App, kind: &Kind, name: Name<'_>) -> Result<Tree, ApiError> {
+pub(crate) async fn pod_of(app: &App, kind: &Kind, name: Name<'_>) -> Result<Tree, ApiError> {
     app.barrier().await?;
     let pod = app.replica.state().get(&key_of(kind, name)).cloned();
     Ok(pod.ok_or_else(|| ApiError::not_found(&kind.resource(), name.name))?.tree())
 }
 
 /// Sends a request to a node. The connection lives as long as the answer's body or the upgraded stream.
-async fn ask(app: &App, node: &str, path: &str, upgrade: Option<&'static str>) -> Result<Response<Incoming>, ApiError> {
+pub(crate) async fn ask(
+    app: &App,
+    node: &str,
+    path: &str,
+    upgrade: Option<&'static str>,
+) -> Result<Response<Incoming>, ApiError> {
     let stream = app.nodes.kubelet(node).await?;
     let lost = |error: hyper::Error| ApiError::unavailable(format!("node {node} broke the stream off: {error}"));
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
@@ -55,7 +61,7 @@ async fn ask(app: &App, node: &str, path: &str, upgrade: Option<&'static str>) -
 }
 
 /// A node's refusal as a `Status`.
-async fn refusal(answer: Response<Incoming>) -> ApiError {
+pub(crate) async fn refusal(answer: Response<Incoming>) -> ApiError {
     let code = answer.status().as_u16();
     let text = text_of(answer).await;
     match code {
@@ -111,7 +117,7 @@ pub(crate) async fn log(call: &Call<'_>) -> Result<Answer, ApiError> {
 }
 
 /// The container that is meant: the one that is named, the default one, or the only one.
-fn container_of(pod: &Tree, asked: Option<&str>) -> Result<String, ApiError> {
+pub(crate) fn container_of(pod: &Tree, asked: Option<&str>) -> Result<String, ApiError> {
     let names = |list: &str| -> Vec<String> {
         meta::list(pod, list).iter().map(|container| meta::text(container, "name").to_owned()).collect()
     };
@@ -138,7 +144,7 @@ fn container_of(pod: &Tree, asked: Option<&str>) -> Result<String, ApiError> {
 }
 
 /// Percent-encodes all but the letters that need it nowhere.
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || b"-._~:".contains(&byte) {
@@ -176,7 +182,7 @@ impl Dial {
     }
 }
 
-const SPDY: &str = "SPDY/3.1";
+pub(crate) const SPDY: &str = "SPDY/3.1";
 /// The sub-protocol of raw SPDY.
 const PORT_FORWARD: &str = "portforward.k8s.io";
 /// SPDY inside of WebSocket messages.
@@ -184,8 +190,8 @@ const TUNNEL: &str = "SPDY/3.1+portforward.k8s.io";
 /// Channels in WebSocket messages, as other clients than kubectl have it.
 const CHANNELS: &str = "v4.channel.k8s.io";
 
-const STREAM_VERSION: HeaderName = HeaderName::from_static("x-stream-protocol-version");
-const WS_PROTOCOL: HeaderName = HeaderName::from_static("sec-websocket-protocol");
+pub(crate) const STREAM_VERSION: HeaderName = HeaderName::from_static("x-stream-protocol-version");
+pub(crate) const WS_PROTOCOL: HeaderName = HeaderName::from_static("sec-websocket-protocol");
 const WS_KEY: HeaderName = HeaderName::from_static("sec-websocket-key");
 const WS_ACCEPT: HeaderName = HeaderName::from_static("sec-websocket-accept");
 
@@ -198,7 +204,7 @@ enum Protocol {
 }
 
 /// GET or POST `/portforward`.
-pub(crate) async fn port_forward(call: &Call<'_>, request: Request<Incoming>) -> Result<Answer, ApiError> {
+pub(crate) async fn port_forward(call: &Call<'_>, request: Request<RequestBody>) -> Result<Answer, ApiError> {
     let name = Name { namespace: &call.target.namespace, name: &call.target.name };
     let pod = pod_of(call.app, call.kind, name).await?;
     let node = meta::text(&pod, "spec.nodeName").to_owned();
@@ -230,22 +236,35 @@ pub(crate) async fn port_forward(call: &Call<'_>, request: Request<Incoming>) ->
     Ok(switch)
 }
 
+/// What a client offers in a header, which may be there several times.
+pub(crate) fn offered(call: &Call<'_>, name: HeaderName) -> Vec<String> {
+    call.headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|value| value.trim().to_owned())
+        .collect()
+}
+
+/// Words an answer that switches to a sub-protocol of WebSocket.
+pub(crate) fn accept_websocket(call: &Call<'_>, answer: &mut Answer, protocol: &'static str) -> Result<(), ApiError> {
+    let key = header(call.headers, WS_KEY).ok_or_else(|| ApiError::bad_request("Sec-WebSocket-Key is missing"))?;
+    let accept =
+        HeaderValue::from_str(&websocket::accept_key(key)).map_err(|error| ApiError::bad_request(error.to_string()))?;
+    answer.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
+    answer.headers_mut().insert(WS_ACCEPT, accept);
+    answer.headers_mut().insert(WS_PROTOCOL, HeaderValue::from_static(protocol));
+    Ok(())
+}
+
 /// Chooses the protocol and words the answer that switches to it.
 fn negotiate(call: &Call<'_>) -> Result<(Protocol, Answer), ApiError> {
-    let offered = |name: HeaderName| -> Vec<String> {
-        call.headers
-            .get_all(name)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .map(|value| value.trim().to_owned())
-            .collect()
-    };
     let mut answer = Response::new(answer::empty());
     *answer.status_mut() = http::StatusCode::SWITCHING_PROTOCOLS;
     let upgrade = header(call.headers, UPGRADE).unwrap_or("");
     if upgrade.eq_ignore_ascii_case(SPDY) {
-        if !offered(STREAM_VERSION).iter().any(|version| version == PORT_FORWARD) {
+        if !offered(call, STREAM_VERSION).iter().any(|version| version == PORT_FORWARD) {
             return Err(ApiError::bad_request(format!("the server speaks only {PORT_FORWARD} over {SPDY}")));
         }
         answer.headers_mut().insert(UPGRADE, HeaderValue::from_static(SPDY));
@@ -255,7 +274,7 @@ fn negotiate(call: &Call<'_>) -> Result<(Protocol, Answer), ApiError> {
     if !upgrade.eq_ignore_ascii_case("websocket") {
         return Err(ApiError::bad_request("Upgrade request required"));
     }
-    let offered = offered(WS_PROTOCOL);
+    let offered = offered(call, WS_PROTOCOL);
     let has = |protocol: &str| offered.iter().any(|offer| offer == protocol);
     let (protocol, echo) = if has(TUNNEL) {
         (Protocol::Tunnel, TUNNEL)
@@ -264,12 +283,7 @@ fn negotiate(call: &Call<'_>) -> Result<(Protocol, Answer), ApiError> {
     } else {
         return Err(ApiError::bad_request(format!("the server speaks only {TUNNEL} and {CHANNELS}")));
     };
-    let key = header(call.headers, WS_KEY).ok_or_else(|| ApiError::bad_request("Sec-WebSocket-Key is missing"))?;
-    let accept =
-        HeaderValue::from_str(&websocket::accept_key(key)).map_err(|error| ApiError::bad_request(error.to_string()))?;
-    answer.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
-    answer.headers_mut().insert(WS_ACCEPT, accept);
-    answer.headers_mut().insert(WS_PROTOCOL, HeaderValue::from_static(echo));
+    accept_websocket(call, &mut answer, echo)?;
     Ok((protocol, answer))
 }
 

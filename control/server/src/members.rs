@@ -5,6 +5,7 @@
 
 use crate::answer::{self, Answer, Style};
 use crate::app::{App, now};
+use crate::body::RequestBody;
 use crate::member::{self, Cluster, Member};
 use crate::{auth, pki, write};
 use bytes::Bytes;
@@ -19,7 +20,6 @@ use dhow_state::{Expect, Key, Op, Txn};
 use dhow_store::{MemberChange, Status};
 use futures_util::future::join_all;
 use http::Method;
-use hyper::body::Incoming;
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -50,7 +50,7 @@ pub(crate) async fn handle(
     user: &User,
     method: &Method,
     path: &str,
-    body: Incoming,
+    body: RequestBody,
 ) -> Result<Answer, ApiError> {
     let body = write::read_body(body).await?;
     if method == Method::GET && path == "/dhow/v1/members/self" {

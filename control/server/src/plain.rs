@@ -2,6 +2,7 @@
 
 use crate::answer::{self, Answer, Style};
 use crate::app::App;
+use crate::body::RequestBody;
 use crate::route::{header, style};
 use crate::{backups, certs, images, members, pki, write};
 use bytes::Bytes;
@@ -13,7 +14,6 @@ use dhow_gate::{Query, User};
 use dhow_state::Key;
 use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderValue, IF_NONE_MATCH};
 use http::{HeaderMap, Method, Request};
-use hyper::body::Incoming;
 use serde_json::json;
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ pub(crate) async fn handle(
     user: &User,
     path: &str,
     query: &Query<'_>,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
 ) -> Result<Answer, ApiError> {
     if path == "/v2" || path.starts_with("/v2/") {
         return images::handle(app, user, request).await;
@@ -68,7 +68,7 @@ pub(crate) async fn handle(
 }
 
 /// What is Dhow's own: joining, certificates, members, backups.
-async fn own(app: &Arc<App>, user: &User, rest: &str, request: Request<Incoming>) -> Result<Answer, ApiError> {
+async fn own(app: &Arc<App>, user: &User, rest: &str, request: Request<RequestBody>) -> Result<Answer, ApiError> {
     let (head, body) = request.into_parts();
     match (&head.method, rest) {
         (&Method::POST, "join") => join(app, body).await,
@@ -247,7 +247,7 @@ fn metrics(app: &App) -> String {
 const RESERVED_NAMES: [&str; 3] = [pki::QUIC_SERVER_NAME, "localhost", "kubernetes"];
 
 /// Gives a node that has a join token its certificate.
-async fn join(app: &App, body: Incoming) -> Result<Answer, ApiError> {
+async fn join(app: &App, body: RequestBody) -> Result<Answer, ApiError> {
     let body = write::read_body(body).await?;
     let request: Tree = serde_json::from_slice(&body)
         .map_err(|error| ApiError::bad_request(format!("the body is not JSON: {error}")))?;

@@ -4,14 +4,15 @@
 use crate::answer::{self, Answer, Style};
 use crate::app::{App, now};
 use crate::auth::Shown;
-use crate::{auth, kubelet, plain, read, watch, write};
+use crate::body::RequestBody;
+use crate::{auth, kubelet, plain, read, sessions, watch, write};
 use dhow_api::kinds::{self, Kind, Subresource};
 use dhow_api::status::ApiError;
 use dhow_gate::media::{self, Accepted, Endpoint};
 use dhow_gate::{Query, RequestInfo, ResourceRequest, Target, User, Verb};
 use futures_util::FutureExt;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
-use http::{HeaderMap, Method, Request};
+use http::{HeaderMap, Method, Request, Version};
 use hyper::body::Incoming;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -57,9 +58,12 @@ pub(crate) fn header(headers: &HeaderMap, name: http::HeaderName) -> Option<&str
 /// all its watches.
 pub(crate) async fn handle(app: Arc<App>, certificate: Option<Arc<Shown>>, request: Request<Incoming>) -> Answer {
     let span = debug_span!("request", method = %request.method(), path = request.uri().path());
-    let is_head = request.method() == Method::HEAD;
+    let (is_head, is_h2) = (request.method() == Method::HEAD, request.version() == Version::HTTP_2);
+    let (head, body) = request.into_parts();
+    let (body, left) = RequestBody::new(body);
+    let request = Request::from_parts(head, body);
     let answer = AssertUnwindSafe(route(&app, certificate.as_deref(), request)).catch_unwind();
-    async {
+    let answer = async {
         let error = match answer.await {
             Ok(Ok(answer)) if is_head => return answer::head_of(answer),
             Ok(Ok(answer)) => return answer,
@@ -72,10 +76,11 @@ pub(crate) async fn handle(app: Arc<App>, certificate: Option<Arc<Shown>>, reque
         answer::error(&error)
     }
     .instrument(span)
-    .await
+    .await;
+    if is_h2 { left.drained_by(answer) } else { answer }
 }
 
-async fn route(app: &Arc<App>, certificate: Option<&Shown>, request: Request<Incoming>) -> Result<Answer, ApiError> {
+async fn route(app: &Arc<App>, certificate: Option<&Shown>, request: Request<RequestBody>) -> Result<Answer, ApiError> {
     let (path, query_text) = (request.uri().path().to_owned(), request.uri().query().unwrap_or("").to_owned());
     let query = Query::parse(&query_text);
     let info = RequestInfo::parse(request.method().as_str(), &path, &query);
@@ -127,7 +132,7 @@ async fn resource(
     target: &ResourceRequest,
     kind: &'static Kind,
     query: &Query<'_>,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
 ) -> Result<Answer, ApiError> {
     if !target.subresource.is_empty() {
         return subresource(app, info, target, kind, query, request).await;
@@ -157,7 +162,7 @@ async fn subresource(
     target: &ResourceRequest,
     kind: &'static Kind,
     query: &Query<'_>,
-    request: Request<Incoming>,
+    request: Request<RequestBody>,
 ) -> Result<Answer, ApiError> {
     let sub = kind.subresource(&target.subresource).ok_or_else(ApiError::no_such_path)?;
     match (sub, info.verb) {
@@ -169,6 +174,12 @@ async fn subresource(
             let headers = request.headers().clone();
             let call = Call { app, query, headers: &headers, kind, target };
             return kubelet::port_forward(&call, request).await;
+        }
+        (Subresource::Exec | Subresource::Attach, Verb::Get | Verb::Create) => {
+            let headers = request.headers().clone();
+            let call = Call { app, query, headers: &headers, kind, target };
+            let session = if sub == Subresource::Exec { sessions::Kind::Exec } else { sessions::Kind::Attach };
+            return sessions::open(&call, session, request).await;
         }
         _ => {}
     }
@@ -183,8 +194,7 @@ async fn subresource(
         (Subresource::Binding, Verb::Create) => write::bind(&call, body).await,
         (Subresource::Eviction, Verb::Create) => write::evict(&call, body).await,
         (Subresource::Finalize, Verb::Update) => write::finalize(&call, body).await,
-        (Subresource::Exec | Subresource::Attach | Subresource::Proxy | Subresource::Token, _)
-        | (Subresource::EphemeralContainers, _) => Err(ApiError::new(
+        (Subresource::Proxy | Subresource::Token, _) | (Subresource::EphemeralContainers, _) => Err(ApiError::new(
             501,
             dhow_api::status::Reason::Unknown,
             format!("{}/{} is not implemented by this server yet", target.resource, target.subresource),

@@ -234,7 +234,7 @@ pub(crate) enum Frame {
 }
 
 /// Reads one frame; `None` at the end of the session.
-async fn read_frame(io: &mut (impl AsyncRead + Unpin), headers: &mut Headers) -> io::Result<Option<Frame>> {
+pub(crate) async fn read_frame(io: &mut (impl AsyncRead + Unpin), headers: &mut Headers) -> io::Result<Option<Frame>> {
     let mut head = [0u8; 8];
     match io.read_exact(&mut head).await {
         Ok(_) => {}
@@ -276,7 +276,7 @@ fn read_control(ty: u16, fin: bool, payload: &[u8], headers: &mut Headers) -> io
 
 /// What is written.
 #[derive(Debug)]
-enum Out {
+pub(crate) enum Out {
     Reply { id: u32 },
     Data { id: u32, bytes: Bytes, fin: bool },
     Reset { id: u32, status: u32 },
@@ -290,7 +290,8 @@ fn put_control(out: &mut BytesMut, ty: u16, payload: &[u8]) {
     out.put_slice(payload);
 }
 
-fn put(out: &mut BytesMut, send: &Out, headers: &mut Headers) -> io::Result<()> {
+/// Adds a frame to what is to be written.
+pub(crate) fn put(out: &mut BytesMut, send: &Out, headers: &mut Headers) -> io::Result<()> {
     match send {
         Out::Reply { id } => {
             let mut payload = id.to_be_bytes().to_vec();

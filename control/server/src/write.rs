@@ -2,6 +2,7 @@
 
 use crate::answer::{self, Answer};
 use crate::app::{Done, Shown};
+use crate::body::RequestBody;
 use crate::read;
 use crate::route::Call;
 use bytes::Bytes;
@@ -17,7 +18,6 @@ use dhow_gate::write::{self as plan, Name, Patch};
 use dhow_state::Object;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +33,7 @@ fn name<'a>(call: &'a Call<'_>) -> Name<'a> {
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Reads a whole body.
-pub(crate) async fn read_body(body: Incoming) -> Result<Bytes, ApiError> {
+pub(crate) async fn read_body(body: RequestBody) -> Result<Bytes, ApiError> {
     let reading = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_BYTES_MAX).collect());
     let Ok(read) = reading.await else { return Err(ApiError::timeout("the body did not come in time", 1)) };
     match read {
@@ -45,7 +45,7 @@ pub(crate) async fn read_body(body: Incoming) -> Result<Bytes, ApiError> {
 
 async fn read_object(
     call: &Call<'_>,
-    body: Incoming,
+    body: RequestBody,
     schema: &str,
     validation: Validation,
 ) -> Result<Decoded, ApiError> {
@@ -77,7 +77,7 @@ fn finish(call: &Call<'_>, accepted: Accepted, done: Done, mut warnings: Vec<Str
 }
 
 /// POST to a collection.
-pub(crate) async fn create(call: &Call<'_>, body: Incoming) -> Result<Answer, ApiError> {
+pub(crate) async fn create(call: &Call<'_>, body: RequestBody) -> Result<Answer, ApiError> {
     let accepted = call.accepted(Endpoint::Objects)?;
     let options = options::write_options("CreateOptions", call.query)?;
     let Decoded { tree, warnings } = read_object(call, body, call.kind.schema, options.validation).await?;
@@ -89,7 +89,7 @@ pub(crate) async fn create(call: &Call<'_>, body: Incoming) -> Result<Answer, Ap
 }
 
 /// PUT.
-pub(crate) async fn update(call: &Call<'_>, body: Incoming) -> Result<Answer, ApiError> {
+pub(crate) async fn update(call: &Call<'_>, body: RequestBody) -> Result<Answer, ApiError> {
     let accepted = call.accepted(Endpoint::Objects)?;
     let options = options::write_options("UpdateOptions", call.query)?;
     let Decoded { tree, warnings } = read_object(call, body, call.kind.schema, options.validation).await?;
@@ -101,7 +101,7 @@ pub(crate) async fn update(call: &Call<'_>, body: Incoming) -> Result<Answer, Ap
 }
 
 /// PUT of `/status`.
-pub(crate) async fn update_status(call: &Call<'_>, body: Incoming) -> Result<Answer, ApiError> {
+pub(crate) async fn update_status(call: &Call<'_>, body: RequestBody) -> Result<Answer, ApiError> {
     let accepted = call.accepted(Endpoint::Objects)?;
     let options = options::write_options("UpdateOptions", call.query)?;
     let Decoded { tree, warnings } = read_object(call, body, call.kind.schema, options.validation).await?;
@@ -113,7 +113,7 @@ pub(crate) async fn update_status(call: &Call<'_>, body: Incoming) -> Result<Ans
 }
 
 /// PUT of a namespace's `/finalize`.
-pub(crate) async fn finalize(call: &Call<'_>, body: Incoming) -> Result<Answer, ApiError> {
+pub(crate) async fn finalize(call: &Call<'_>, body: RequestBody) -> Result<Answer, ApiError> {
     let accepted = call.accepted(Endpoint::Objects)?;
     let options = options::write_options("UpdateOptions", call.query)?;
     let Decoded { tree, warnings } = read_object(call, body, call.kind.schema, options.validation).await?;
@@ -125,7 +125,7 @@ pub(crate) async fn finalize(call: &Call<'_>, body: Incoming) -> Result<Answer, 
 }
 
 /// PUT of `/scale`.
-pub(crate) async fn update_scale(call: &Call<'_>, body: Incoming) -> Result<Answer, ApiError> {
+pub(crate) async fn update_scale(call: &Call<'_>, body: RequestBody) -> Result<Answer, ApiError> {
     let accepted = call.accepted(Endpoint::Plain)?;
     let options = options::write_options("UpdateOptions", call.query)?;
     let Decoded { tree, warnings } = read_object(call, body, plan::SCALE_SCHEMA, options.validation).await?;
@@ -135,7 +135,7 @@ pub(crate) async fn update_scale(call: &Call<'_>, body: Incoming) -> Result<Answ
 }
 
 /// PATCH of an object, its status, or its scale.
-pub(crate) async fn patch(call: &Call<'_>, body: Incoming, sub: Option<Subresource>) -> Result<Answer, ApiError> {
+pub(crate) async fn patch(call: &Call<'_>, body: RequestBody, sub: Option<Subresource>) -> Result<Answer, ApiError> {
     let ty = media::patch_type(call.content_type())?;
     let accepted = call.accepted(Endpoint::Objects)?;
     let options = options::write_options("PatchOptions", call.query)?;
@@ -151,7 +151,7 @@ pub(crate) async fn patch(call: &Call<'_>, body: Incoming, sub: Option<Subresour
     Ok(finish(call, accepted, done, Vec::new()))
 }
 
-async fn read_patch(body: Incoming, ty: PatchType) -> Result<Tree, ApiError> {
+async fn read_patch(body: RequestBody, ty: PatchType) -> Result<Tree, ApiError> {
     let body = read_body(body).await?;
     let tree: Tree = serde_json::from_slice(&body)
         .map_err(|error| ApiError::bad_request(format!("error decoding patch: {error}")))?;
@@ -165,7 +165,7 @@ async fn read_patch(body: Incoming, ty: PatchType) -> Result<Tree, ApiError> {
 }
 
 /// The body of a deletion: `DeleteOptions`, or nothing.
-async fn read_delete_options(call: &Call<'_>, body: Incoming) -> Result<options::DeleteOptions, ApiError> {
+async fn read_delete_options(call: &Call<'_>, body: RequestBody) -> Result<options::DeleteOptions, ApiError> {
     let bytes = read_body(body).await?;
     let tree = if bytes.iter().all(u8::is_ascii_whitespace) {
         None
@@ -181,7 +181,7 @@ const BINDING_SCHEMA: &str = "io.k8s.api.core.v1.Binding";
 const EVICTION_SCHEMA: &str = "io.k8s.api.policy.v1.Eviction";
 
 /// DELETE of one object.
-pub(crate) async fn delete(call: &Call<'_>, body: Incoming) -> Result<Answer, ApiError> {
+pub(crate) async fn delete(call: &Call<'_>, body: RequestBody) -> Result<Answer, ApiError> {
     let accepted = call.accepted(Endpoint::Objects)?;
     let options = read_delete_options(call, body).await?;
     let done =
@@ -193,7 +193,7 @@ pub(crate) async fn delete(call: &Call<'_>, body: Incoming) -> Result<Answer, Ap
 const DELETIONS_MAX: usize = 32;
 
 /// DELETE of a collection: one object after the other; those that somebody else deletes meanwhile are gone as wished.
-pub(crate) async fn delete_collection(call: &Call<'_>, body: Incoming) -> Result<Answer, ApiError> {
+pub(crate) async fn delete_collection(call: &Call<'_>, body: RequestBody) -> Result<Answer, ApiError> {
     let accepted = call.accepted(Endpoint::Objects)?;
     let options = read_delete_options(call, body).await?;
     let list_options: ListOptions = options::list_options(call.kind, call.query)?;
@@ -223,7 +223,7 @@ pub(crate) async fn delete_collection(call: &Call<'_>, body: Incoming) -> Result
 }
 
 /// POST of a pod's `/binding`.
-pub(crate) async fn bind(call: &Call<'_>, body: Incoming) -> Result<Answer, ApiError> {
+pub(crate) async fn bind(call: &Call<'_>, body: RequestBody) -> Result<Answer, ApiError> {
     let accepted = call.accepted(Endpoint::Plain)?;
     let WriteOptions { dry_run, validation } = options::write_options("CreateOptions", call.query)?;
     let Decoded { tree, warnings } = read_object(call, body, BINDING_SCHEMA, validation).await?;
@@ -232,7 +232,7 @@ pub(crate) async fn bind(call: &Call<'_>, body: Incoming) -> Result<Answer, ApiE
 }
 
 /// POST of a pod's `/eviction`.
-pub(crate) async fn evict(call: &Call<'_>, body: Incoming) -> Result<Answer, ApiError> {
+pub(crate) async fn evict(call: &Call<'_>, body: RequestBody) -> Result<Answer, ApiError> {
     let accepted = call.accepted(Endpoint::Plain)?;
     let WriteOptions { dry_run, validation } = options::write_options("CreateOptions", call.query)?;
     let Decoded { tree, warnings } = read_object(call, body, EVICTION_SCHEMA, validation).await?;

@@ -1,0 +1,301 @@
+//! `exec` and `attach`: the client's protocol ends here, the node sees frames of channels after an upgrade. The channels
+//! are the same on both sides, so that nothing is decided here.
+//!
+//! A client speaks WebSocket, one message a piece, its first byte the channel; or SPDY, one stream a channel.
+
+use crate::answer::{self, Answer};
+use crate::kubelet::{self, ask, container_of, escape, pod_of, refusal};
+use crate::route::{Call, header};
+use crate::spdy::{self, Frame, Headers, Out};
+use crate::websocket;
+use bytes::{BufMut, Bytes, BytesMut};
+use dhow_api::meta;
+use dhow_api::status::ApiError;
+use dhow_gate::write::Name;
+use dhow_quic::channels::{Channel, read_frame, write_frame};
+use futures_util::{SinkExt, StreamExt};
+use http::header::{CONNECTION, HeaderValue, UPGRADE};
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use std::collections::BTreeMap;
+use std::io;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::sync::Mutex;
+use tokio_tungstenite::tungstenite::Message;
+
+/// The protocol between us and the node.
+const NODE_PROTOCOL: &str = "dhow-channels";
+/// The sub-protocols of WebSocket that we speak, the best first. The fifth can end the program's input.
+const MESSAGES: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
+/// That of SPDY.
+const STREAMS: &str = "v4.channel.k8s.io";
+/// How long a client may take to open its streams.
+const STREAMS_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What is asked of the container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Run a command.
+    Exec,
+    /// Join the program that runs.
+    Attach,
+}
+
+impl Kind {
+    fn word(self) -> &'static str {
+        match self {
+            Kind::Exec => "exec",
+            Kind::Attach => "attach",
+        }
+    }
+}
+
+/// The parameters of a session, and how a client says them.
+const FLAGS: [(&str, Channel); 3] =
+    [("stdin", Channel::Stdin), ("stdout", Channel::Stdout), ("stderr", Channel::Stderr)];
+
+/// GET or POST `/exec` and `/attach`.
+pub(crate) async fn open(call: &Call<'_>, kind: Kind, request: Request<Incoming>) -> Result<Answer, ApiError> {
+    let name = Name { namespace: &call.target.namespace, name: &call.target.name };
+    let pod = pod_of(call.app, call.kind, name).await?;
+    let phase = meta::text(&pod, "status.phase");
+    if matches!(phase, "Succeeded" | "Failed") {
+        let word = kind.word();
+        let message = format!("cannot {word} into a container in a completed pod; current phase is {phase}");
+        return Err(ApiError::bad_request(message));
+    }
+    let container = container_of(&pod, call.query.non_empty("container"))?;
+    let node = meta::text(&pod, "spec.nodeName");
+    if node.is_empty() {
+        return Err(ApiError::bad_request(format!("pod {} does not have a host assigned", name.name)));
+    }
+    let wanted = wanted(call);
+    if wanted.is_empty() {
+        return Err(ApiError::bad_request("you must specify at least 1 of stdin, stdout, stderr"));
+    }
+    let (protocol, mut switch) = negotiate(call)?;
+    let tty = is_set(call, "tty");
+    let mut path = format!("/{}/{}/{}/{container}?tty={tty}", kind.word(), name.namespace, name.name);
+    for (flag, _) in FLAGS.iter().filter(|(_, channel)| wanted.contains(channel)) {
+        path.push_str(&format!("&{flag}=true"));
+    }
+    for word in call.query.all("command") {
+        path.push_str(&format!("&command={}", escape(word)));
+    }
+    let answer = ask(call.app, node, &path, Some(NODE_PROTOCOL)).await?;
+    if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Err(refusal(answer).await);
+    }
+    let stop = call.app.stop.clone();
+    call.app.streams.spawn("session", async move {
+        let session = async move {
+            let client = TokioIo::new(hyper::upgrade::on(request).await.map_err(io::Error::other)?);
+            let node = TokioIo::new(hyper::upgrade::on(answer).await.map_err(io::Error::other)?);
+            match protocol {
+                Protocol::Messages => messages(client, node, &wanted).await,
+                Protocol::Streams => streams(client, node, expected(wanted, tty)).await,
+            }
+        };
+        if let Some(Err(error)) = stop.or(session).await {
+            tracing::debug!(%error, "a session ended");
+        }
+    });
+    switch.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    Ok(switch)
+}
+
+fn is_set(call: &Call<'_>, flag: &str) -> bool {
+    call.query.non_empty(flag).is_some_and(|value| matches!(value, "true" | "1"))
+}
+
+/// The channels that the client asks for. A terminal has no second output.
+fn wanted(call: &Call<'_>) -> Vec<Channel> {
+    let tty = is_set(call, "tty");
+    let asked = FLAGS.iter().filter(|(flag, _)| is_set(call, flag)).map(|(_, channel)| *channel);
+    asked.filter(|channel| !tty || *channel != Channel::Stderr).collect()
+}
+
+/// The streams that a client of SPDY opens.
+fn expected(mut wanted: Vec<Channel>, tty: bool) -> Vec<Channel> {
+    wanted.push(Channel::Error);
+    if tty {
+        wanted.push(Channel::Resize);
+    }
+    wanted
+}
+
+/// The ways in which a client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Protocol {
+    Messages,
+    Streams,
+}
+
+/// Chooses the protocol and words the answer that switches to it.
+fn negotiate(call: &Call<'_>) -> Result<(Protocol, Answer), ApiError> {
+    let mut answer = Response::new(answer::empty());
+    *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let upgrade = header(call.headers, UPGRADE).unwrap_or("");
+    if upgrade.eq_ignore_ascii_case(kubelet::SPDY) {
+        if !kubelet::offered(call, kubelet::STREAM_VERSION).iter().any(|version| version == STREAMS) {
+            return Err(ApiError::bad_request(format!("the server speaks only {STREAMS} over {}", kubelet::SPDY)));
+        }
+        answer.headers_mut().insert(UPGRADE, HeaderValue::from_static(kubelet::SPDY));
+        answer.headers_mut().insert(kubelet::STREAM_VERSION, HeaderValue::from_static(STREAMS));
+        return Ok((Protocol::Streams, answer));
+    }
+    if !upgrade.eq_ignore_ascii_case("websocket") {
+        return Err(ApiError::bad_request("Upgrade request required"));
+    }
+    let offered = kubelet::offered(call, kubelet::WS_PROTOCOL);
+    let spoken = MESSAGES.into_iter().find(|protocol| offered.iter().any(|offer| offer == protocol));
+    let spoken =
+        spoken.ok_or_else(|| ApiError::bad_request(format!("the server speaks only {}", MESSAGES.join(" and "))))?;
+    kubelet::accept_websocket(call, &mut answer, spoken)?;
+    Ok((Protocol::Messages, answer))
+}
+
+/// Carries a session in messages, until either side ends it.
+async fn messages<C, N>(client: C, node: N, wanted: &[Channel]) -> io::Result<()>
+where
+    C: AsyncRead + AsyncWrite + Unpin + Send,
+    N: AsyncRead + AsyncWrite + Send,
+{
+    let (mut to_client, mut from_client) = websocket::accept(client).await.split();
+    let (mut from_node, mut to_node) = tokio::io::split(Box::pin(node));
+    // Clients take an empty message on an output for the sign that the session has begun.
+    let first = wanted.iter().find(|channel| **channel != Channel::Stdin).unwrap_or(&Channel::Error);
+    to_client.send(message(*first, b"")).await.map_err(io::Error::other)?;
+    let down = async {
+        while let Some((channel, bytes)) = read_frame(&mut from_node).await? {
+            to_client.send(message(channel, &bytes)).await.map_err(io::Error::other)?;
+        }
+        to_client.close().await.map_err(io::Error::other)
+    };
+    let up = async {
+        while let Some(message) = from_client.next().await {
+            match message.map_err(io::Error::other)? {
+                Message::Binary(bytes) => {
+                    if let Some((number, bytes)) = bytes.split_first()
+                        && let Some(channel) = Channel::of(*number)
+                    {
+                        write_frame(&mut to_node, channel, bytes).await?;
+                    }
+                }
+                Message::Close(_) => break,
+                _ => {}
+            }
+        }
+        Ok(())
+    };
+    tokio::select! {
+        result = down => result,
+        result = up => result,
+    }
+}
+
+fn message(channel: Channel, bytes: &[u8]) -> Message {
+    let mut message = BytesMut::with_capacity(bytes.len() + 1);
+    message.put_u8(channel as u8);
+    message.put_slice(bytes);
+    Message::Binary(message.freeze())
+}
+
+/// What is written to a client of SPDY, frame by frame.
+struct Writer<W> {
+    io: W,
+    headers: Headers,
+}
+
+impl<W: AsyncWrite + Unpin> Writer<W> {
+    async fn put(&mut self, frame: &Out) -> io::Result<()> {
+        let mut out = BytesMut::new();
+        spdy::put(&mut out, frame, &mut self.headers)?;
+        self.io.write_all(&out).await?;
+        self.io.flush().await
+    }
+}
+
+/// Carries a session in streams, until either side ends it.
+async fn streams<C, N>(client: C, node: N, expected: Vec<Channel>) -> io::Result<()>
+where
+    C: AsyncRead + AsyncWrite + Send,
+    N: AsyncRead + AsyncWrite + Send,
+{
+    let (mut reader, io) = tokio::io::split(Box::pin(client));
+    let (mut from_node, mut to_node) = tokio::io::split(Box::pin(node));
+    let mut headers = Headers::new()?;
+    let mut writer = Writer { io, headers: Headers::new()? };
+    let opening = open_streams(&mut reader, &mut headers, &mut writer, &expected);
+    let ids = tokio::time::timeout(STREAMS_TIMEOUT, opening).await.map_err(|_| io::ErrorKind::TimedOut)??;
+    let writer = Mutex::new(writer);
+    let down = async {
+        while let Some((channel, bytes)) = read_frame(&mut from_node).await? {
+            if let Some(id) = ids.get(&channel) {
+                writer.lock().await.put(&Out::Data { id: *id, bytes, fin: false }).await?;
+            }
+        }
+        for id in ids.values() {
+            writer.lock().await.put(&Out::Data { id: *id, bytes: Bytes::new(), fin: true }).await?;
+        }
+        writer.lock().await.io.shutdown().await
+    };
+    let up = async {
+        while let Some(frame) = spdy::read_frame(&mut reader, &mut headers).await? {
+            match frame {
+                Frame::Data { id, bytes, fin } => {
+                    let Some(channel) = ids.iter().find(|(_, known)| **known == id).map(|(channel, _)| *channel) else {
+                        continue;
+                    };
+                    if !bytes.is_empty() {
+                        write_frame(&mut to_node, channel, &bytes).await?;
+                    }
+                    if fin && channel == Channel::Stdin {
+                        write_frame(&mut to_node, Channel::Close, &[Channel::Stdin as u8]).await?;
+                    }
+                }
+                Frame::Ping { id } if id % 2 == 1 => writer.lock().await.put(&Out::Ping { id }).await?,
+                Frame::GoAway => break,
+                Frame::Open { .. } | Frame::Reset { .. } | Frame::Ping { .. } | Frame::Other => {}
+            }
+        }
+        Ok(())
+    };
+    tokio::select! {
+        result = down => result,
+        result = up => result,
+    }
+}
+
+/// Waits until the client has opened its streams; gives their numbers.
+async fn open_streams(
+    reader: &mut (impl AsyncRead + Unpin),
+    headers: &mut Headers,
+    writer: &mut Writer<impl AsyncWrite + Unpin>,
+    expected: &[Channel],
+) -> io::Result<BTreeMap<Channel, u32>> {
+    let mut ids = BTreeMap::new();
+    while expected.iter().any(|channel| !ids.contains_key(channel)) {
+        match spdy::read_frame(reader, headers).await? {
+            Some(Frame::Open { id, headers, .. }) => {
+                let ty = headers.iter().find(|(name, _)| name == "streamtype").map_or("", |(_, value)| value.as_str());
+                let channel = match ty {
+                    "error" => Channel::Error,
+                    "stdin" => Channel::Stdin,
+                    "stdout" => Channel::Stdout,
+                    "stderr" => Channel::Stderr,
+                    "resize" => Channel::Resize,
+                    other => return Err(io::Error::other(format!("a stream of the unknown type `{other}`"))),
+                };
+                ids.insert(channel, id);
+                writer.put(&Out::Reply { id }).await?;
+            }
+            Some(Frame::Ping { id }) if id % 2 == 1 => writer.put(&Out::Ping { id }).await?,
+            Some(Frame::GoAway) | None => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Some(_) => {}
+        }
+    }
+    Ok(ids)
+}
