@@ -223,8 +223,9 @@ mod tests {
         let pods = meta::list(&meta::list(&core, "items")[0], "versions")[0]["resources"].as_array().unwrap().clone();
         let pods = pods.iter().find(|entry| entry["resource"] == "pods").unwrap();
         assert_eq!(pods["scope"], "Namespaced");
+        let eviction = meta::list(pods, "subresources").iter().find(|sub| sub["subresource"] == "eviction").unwrap();
         assert_eq!(
-            pods["subresources"][1].to_string(),
+            eviction.to_string(),
             r#"{"subresource":"eviction","responseKind":{"group":"policy","version":"v1","kind":"Eviction"},"verbs":["create"]}"#
         );
     }

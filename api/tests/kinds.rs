@@ -175,6 +175,15 @@ fn an_index_holds_what_selectors_need() {
     assert_eq!((index.uid.as_str(), index.label("a"), index.field("spec.nodeName")), ("u", Some("b"), Some("n1")));
     assert_eq!((index.owners.as_slice(), index.deleting), (["o".to_owned()].as_slice(), true));
     assert_eq!((index.field("status.phase"), index.field("metadata.namespace")), (Some("Running"), Some("d")));
+    assert_eq!((index.field("status.podIP"), index.field("spec.bogus")), (Some(""), None));
+    for case in cases("defaults") {
+        let (kind, mut tree) = read(&case.input);
+        meta::set_name(&mut tree, "größer");
+        let index = index::index(kind, &tree);
+        for (label, value) in kind.field_values(&tree) {
+            assert_eq!(index.field(label), Some(value.as_str()), "{label} of {}", kind.kind);
+        }
+    }
 }
 
 /// A sample, a merge patch on it, and the faults that come of it.
@@ -326,7 +335,7 @@ fn no_tree_makes_a_kind_panic() {
     }
 }
 
-fn live_through(kind: &Kind, tree: Tree, old: &Tree) {
+fn live_through(kind: &'static Kind, tree: Tree, old: &Tree) {
     let mut created = tree.clone();
     (kind.default)(&mut created);
     (kind.prepare_create)(&mut created);

@@ -49,7 +49,7 @@ impl Selection {
         self.is_everything
             || (self.name.as_deref().is_none_or(|wanted| wanted == name)
                 && self.labels.matches(|key| index.label(key))
-                && self.fields.matches(&index.fields))
+                && self.fields.matches(|label| index.field(label)))
     }
 }
 

@@ -4,7 +4,7 @@ use crate::hash::Hasher;
 use crate::{Key, json};
 use bytes::Bytes;
 use dhow_api::Tree;
-use dhow_api::index::{Index, index};
+use dhow_api::index::{Fields, Index, index};
 use dhow_types::{Revision, Time};
 
 /// An object's size ends here (as in Kubernetes, whose store takes 1.5 MiB): beyond, watchers and the log would be slowed
@@ -118,7 +118,7 @@ fn index_of(resource: &str, tree: &Tree) -> Index {
     Index {
         uid: text(&metadata["uid"]),
         labels: labels.collect(),
-        fields: Vec::new(),
+        fields: Fields::default(),
         owners: owners.collect(),
         deleting: !metadata["deletionTimestamp"].is_null(),
     }
