@@ -76,6 +76,15 @@ impl Resource {
         if self.group.is_empty() { format!("{singular}/{name}") } else { format!("{singular}.{}/{name}", self.group) }
     }
 
+    /// An object with the kind that its list says of all items, in the usual place at the front.
+    pub(crate) fn typed(&self, item: Tree) -> Tree {
+        let mut tree = serde_json::json!({"apiVersion": self.api_version(), "kind": self.kind});
+        if let (Some(target), Tree::Object(fields)) = (tree.as_object_mut(), item) {
+            target.extend(fields);
+        }
+        tree
+    }
+
     fn answers_to(&self, word: &str) -> bool {
         let (name, group) = match word.split_once('.') {
             Some((name, group)) => (name, Some(group)),

@@ -237,7 +237,7 @@ async fn objects(
         let Some(tree) = found(args, answer)? else { continue };
         match name {
             Some(_) => all.push((*resource, tree)),
-            None => all.extend(items(&tree).iter().map(|item| (*resource, typed(resource, item.clone())))),
+            None => all.extend(items(&tree).iter().map(|item| (*resource, resource.typed(item.clone())))),
         }
     }
     let one = matches!(queries, [(_, Some(_))]);
@@ -276,13 +276,4 @@ async fn watch_objects(
 fn watched<'q>(queries: &'q [(&'q Resource, Option<String>)]) -> anyhow::Result<(&'q Resource, Option<&'q str>)> {
     let [(resource, name)] = queries else { bail!("only one type or object can be watched at a time") };
     Ok((resource, name.as_deref()))
-}
-
-/// An item with the kind that its list says of all items, in the usual place at the front.
-fn typed(resource: &Resource, item: Tree) -> Tree {
-    let mut tree = serde_json::json!({"apiVersion": resource.api_version(), "kind": resource.kind});
-    if let (Some(target), Tree::Object(fields)) = (tree.as_object_mut(), item) {
-        target.extend(fields);
-    }
-    tree
 }
