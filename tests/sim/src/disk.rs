@@ -57,9 +57,9 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// The disk of a member that is there from the beginning.
-    pub(crate) fn founded(members: Members) -> Self {
-        Self { image: Arc::new(Image { members, ..Image::default() }), ..Self::default() }
+    /// The disk of a member that is there from the beginning, which is at this position.
+    pub(crate) fn founded(position: Position, members: Members) -> Self {
+        Self { image: Arc::new(Image { position, members, ..Image::default() }), ..Self::default() }
     }
 
     pub(crate) fn write(&mut self, write: Write) {

@@ -182,10 +182,13 @@ impl World {
 
     fn found(&mut self) {
         let voters: Vec<u64> = (1..=self.weather.founders).collect();
+        // A log may begin with its first entry, or behind what everyone had already.
+        let index = self.rng.below(2);
+        let position = Position { index, term: index };
         for id in &voters {
             let members = Members { voters: voters.clone(), ..Members::default() };
             let witness = self.weather.witness && *id == self.weather.founders;
-            self.add_node(*id, Disk::founded(members), witness);
+            self.add_node(*id, Disk::founded(position, members), witness);
         }
         (0..self.clients.len()).for_each(|client| self.after(client as u64, Event::Client(client)));
         (0..WATCHERS).for_each(|n| self.after(n as u64, Event::Watch(n)));

@@ -253,6 +253,7 @@ impl Consensus {
         let ended = self.proposals.expire(self.ticks);
         let reads = self.reads.expire(self.ticks);
         end(ended, reads, Refusal::NoLeader, out);
+        self.forward_again();
     }
 
     fn propose(&mut self, wanted: Wanted, out: &mut Vec<Out>) {

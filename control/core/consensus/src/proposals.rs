@@ -13,6 +13,10 @@ use std::collections::{BTreeMap, BTreeSet};
 /// without a leader gets here.
 const PENDING_BYTES_MAX: usize = 64 << 20;
 
+/// Ticks after which proposals are sent to the same leader once more, for the message may have been lost. The leader
+/// knows what it has seen.
+const RETRY_TICKS: u64 = 10;
+
 /// How far sequences may overtake each other. One that comes later is taken to be doubled, and its proposals are lost.
 const OVERTAKING_MAX: usize = 1_024;
 
@@ -55,6 +59,8 @@ pub(crate) struct Attempt {
     pub(crate) term: u64,
     /// By which word of it is known; no two attempts have the same.
     pub(crate) sequence: u64,
+    /// The tick at which it was sent last.
+    pub(crate) at: u64,
 }
 
 /// The proposals of this member that have no answer.
@@ -81,12 +87,12 @@ impl Proposals {
         !self.held.is_empty()
     }
 
-    /// Takes what may be sent at tick `now`, as much as goes into one message of `bytes_max`, and at least one.
-    pub(crate) fn send(&mut self, attempt: Attempt, now: u64, bytes_max: usize) -> Vec<Wanted> {
+    /// Takes what may be sent now, as much as goes into one message of `bytes_max`, and at least one.
+    pub(crate) fn send(&mut self, attempt: Attempt, bytes_max: usize) -> Vec<Wanted> {
         let mut wanted: Vec<Wanted> = Vec::new();
         let mut bytes = 0;
         for (id, (pending, from)) in &self.held {
-            if *from > now {
+            if *from > attempt.at {
                 continue;
             }
             bytes += pending.data.len() + 16;
@@ -101,6 +107,20 @@ impl Proposals {
             }
         }
         wanted
+    }
+
+    /// The oldest attempt in `term` that has had no answer for long: what is left of it, to be sent once more as it was.
+    pub(crate) fn send_again(&mut self, term: u64, now: u64) -> Option<(u64, Vec<Wanted>)> {
+        let overdue = |attempt: &Attempt| attempt.term == term && attempt.at + RETRY_TICKS <= now;
+        let sequence = self.sent.values().find(|(_, attempt)| overdue(attempt))?.1.sequence;
+        let mut wanted = Vec::new();
+        for (id, (pending, attempt)) in &mut self.sent {
+            if attempt.sequence == sequence {
+                attempt.at = now;
+                wanted.push((*id, pending.kind, pending.data.clone()));
+            }
+        }
+        Some((sequence, wanted))
     }
 
     /// The leader did not append it at this attempt; it is sent again, though not before the tick.
@@ -234,7 +254,7 @@ mod tests {
     fn what_an_old_leader_dropped_goes_to_the_next() {
         let mut proposals = Proposals::default();
         let send = |proposals: &mut Proposals, term, sequence, now| {
-            ids(proposals.send(Attempt { term, sequence }, now, 1_000))
+            ids(proposals.send(Attempt { term, sequence, at: now }, 1_000))
         };
         for id in 1..=4 {
             proposals.add(wanted(id), 40).unwrap();
@@ -266,11 +286,28 @@ mod tests {
         for id in 1..=5 {
             proposals.add(wanted(id), 40).unwrap();
         }
-        let mut send = |bytes_max| ids(proposals.send(Attempt { term: 1, sequence: 1 }, 0, bytes_max));
+        let attempt = Attempt { term: 1, sequence: 1, at: 0 };
+        let mut send = |bytes_max| ids(proposals.send(attempt, bytes_max));
         assert_eq!(send(60), [1, 2]);
         assert_eq!(send(1), [3]);
         assert_eq!(send(usize::MAX), [4, 5]);
         assert!(send(usize::MAX).is_empty());
+    }
+
+    #[test]
+    fn what_has_no_answer_is_sent_once_more_as_it_was() {
+        let mut proposals = Proposals::default();
+        (1..=3).for_each(|id| proposals.add(wanted(id), 40).unwrap());
+        assert_eq!(ids(proposals.send(Attempt { term: 2, sequence: 7, at: 0 }, 60)), [1, 2]);
+        assert_eq!(ids(proposals.send(Attempt { term: 2, sequence: 8, at: 1 }, 60)), [3]);
+        proposals.finish(ProposalId(1));
+        assert!(proposals.send_again(2, RETRY_TICKS - 1).is_none());
+        assert!(proposals.send_again(3, RETRY_TICKS).is_none(), "that leader is another one");
+        let mut again = |now| proposals.send_again(2, now).map(|(sequence, wanted)| (sequence, ids(wanted)));
+        assert_eq!(again(RETRY_TICKS), Some((7, vec![2])));
+        assert_eq!(again(RETRY_TICKS), None);
+        assert_eq!(again(RETRY_TICKS + 1), Some((8, vec![3])));
+        assert_eq!(again(2 * RETRY_TICKS), Some((7, vec![2])));
     }
 
     #[test]

@@ -36,7 +36,7 @@ impl Consensus {
             }
             self.last_sequence += 1;
             let sequence = self.last_sequence;
-            let wanted = self.proposals.send(Attempt { term, sequence }, self.ticks, usize::MAX);
+            let wanted = self.proposals.send(Attempt { term, sequence, at: self.ticks }, usize::MAX);
             for (id, verdict) in self.append(self.life, wanted) {
                 match verdict {
                     Verdict::Later => self.proposals.hold(id, sequence, self.ticks + 1),
@@ -49,14 +49,25 @@ impl Consensus {
         } else if let Some(leader) = self.leader() {
             loop {
                 let (incarnation, sequence) = (self.config.incarnation, self.last_sequence + 1);
-                let attempt = Attempt { term, sequence };
-                let proposals = self.proposals.send(attempt, self.ticks, MESSAGE_BYTES_MAX as usize);
+                let attempt = Attempt { term, sequence, at: self.ticks };
+                let proposals = self.proposals.send(attempt, MESSAGE_BYTES_MAX as usize);
                 if proposals.is_empty() {
                     return;
                 }
                 self.last_sequence = sequence;
                 self.say(leader, &Saying::Forward(Forward { term, incarnation, sequence, proposals }));
             }
+        }
+    }
+
+    /// Sends to the leader once more what has had no answer for long: one message a tick, for a leader that is merely
+    /// slow is not helped by more.
+    pub(super) fn forward_again(&mut self) {
+        let (term, incarnation) = (self.node.raft.term, self.config.incarnation);
+        if let Some(leader) = self.leader().filter(|leader| *leader != self.config.member)
+            && let Some((sequence, proposals)) = self.proposals.send_again(term, self.ticks)
+        {
+            self.say(leader, &Saying::Forward(Forward { term, incarnation, sequence, proposals }));
         }
     }
 

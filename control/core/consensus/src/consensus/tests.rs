@@ -156,6 +156,28 @@ fn what_arrives_twice_and_late_is_done_once() {
 }
 
 #[test]
+fn a_proposal_whose_message_is_lost_is_sent_again() {
+    let mut net = Net::of(&[1, 2, 3]);
+    let leader = net.elect();
+    let follower = if leader == 1 { 2 } else { 1 };
+    net.cut.push((follower, leader));
+    net.propose(follower, 1..3);
+    net.deliver();
+    net.cut.clear();
+    net.pass(1_500);
+    assert_eq!(net.member(follower).done, [1, 2]);
+    // And if only the answer is late, it is not done twice.
+    let other = 6 - leader - follower;
+    [follower, other].into_iter().for_each(|id| net.member(id).slow_disk = true);
+    net.propose(follower, 3..4);
+    net.pass(2_500);
+    [follower, other].into_iter().for_each(|id| net.sync(id));
+    net.pass(500);
+    assert_eq!(net.member(follower).done, [1, 2, 3]);
+    net.check();
+}
+
+#[test]
 fn proposals_without_a_leader_wait_for_the_next() {
     let mut net = Net::of(&[1, 2, 3]);
     let first = net.elect();

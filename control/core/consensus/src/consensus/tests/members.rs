@@ -260,6 +260,38 @@ fn an_image_may_be_newer_than_what_it_was_asked_for() {
 }
 
 #[test]
+fn an_image_counts_when_it_is_durable() {
+    let mut net = Net::of(&[1]);
+    net.propose(1, 1..5);
+    net.change(1, 9, &[AddLearner(2)]);
+    let (position, members) = (net.member(1).applied, net.member(1).members.clone());
+    let metadata = eraftpb::SnapshotMetadata { index: 3, term: 2, ..Default::default() };
+    let mut message = eraftpb::Message { from: 1, to: 2, term: 2, ..Default::default() };
+    message.set_msg_type(MessageType::MsgSnapshot);
+    message.mut_snapshot().set_metadata(metadata);
+    let message = crate::envelope::encode_engine(1, &message);
+    let mut joins = Consensus::new(config(2), Restored::default()).unwrap();
+    let (now, mut out) = (Time::from_ms(0), Vec::new());
+    joins.wake(now, &mut out);
+    joins.handle(now, In::Snapshot { message, position, members }, &mut out);
+    let install = out.iter().find_map(|out| match out {
+        Out::Install(install) => Some(install.clone()),
+        _ => None,
+    });
+    let install = install.unwrap();
+    assert!(out.iter().all(|out| !matches!(out, Out::Send(_))), "nobody hears of it before it is durable: {out:?}");
+    out.clear();
+    assert_eq!(install.position, position);
+    // The driver has put it in force, and says so before its disk does.
+    joins.handle(now, In::Applied(position.index), &mut out);
+    joins.handle(now, In::Persisted(install.number - 1), &mut out);
+    assert!(out.iter().all(|out| !matches!(out, Out::Send(_))), "{out:?}");
+    joins.handle(now, In::Persisted(install.number), &mut out);
+    assert!(out.iter().any(|out| matches!(out, Out::Send(_))), "{out:?}");
+    assert_eq!((joins.applied, joins.last()), (position.index, position));
+}
+
+#[test]
 fn a_witness_that_wins_hands_over() {
     let mut net = Net::of(&[]);
     net.witness = Some(3);
