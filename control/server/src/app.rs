@@ -155,13 +155,17 @@ impl App {
 
     /// Writes what no gate has to plan. While a leader is elected it waits.
     pub(crate) async fn write_raw(&self, txn: Txn) -> Result<Applied, ApiError> {
-        self.try_write(&txn).await.map_err(write_error)
+        self.try_write(&txn, false).await.map_err(write_error)
     }
 
-    async fn try_write(&self, txn: &Txn) -> Result<Applied, WriteError> {
+    async fn try_write(&self, txn: &Txn, lazy: bool) -> Result<Applied, WriteError> {
         let end = Instant::now() + LEADER_WAIT;
         loop {
-            match self.replica.write(txn.clone()).await {
+            let written = match lazy {
+                true => self.replica.write_lazily(txn.clone()).await,
+                false => self.replica.write(txn.clone()).await,
+            };
+            match written {
                 // Nothing was changed: it is as if it had not been tried.
                 Err(WriteError::NoLeader) if Instant::now() < end => tokio::time::sleep(LEADER_REST).await,
                 other => return other,
@@ -178,7 +182,7 @@ impl App {
     ) -> Result<Done, ApiError> {
         let mut plans = 0;
         loop {
-            let Plan { txn, reply, code, warnings } = {
+            let Plan { txn, reply, code, warnings, lazy } = {
                 let view = self.view();
                 plan(&Context { view: &view, now: now(), seed: seed()?, services: self.services, dry_run })?
             };
@@ -187,7 +191,7 @@ impl App {
                 return Ok(Done { code, shown, warnings, revision: None });
             };
             plans += 1;
-            match self.try_write(&txn).await {
+            match self.try_write(&txn, lazy).await {
                 Ok(applied) => {
                     let shown = shown(reply, applied.objects.into_iter().next())?;
                     return Ok(Done { code, shown, warnings, revision: Some(applied.revision) });

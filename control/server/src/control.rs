@@ -10,7 +10,7 @@ use dhow_gate::options::{self, DeleteOptions};
 use dhow_gate::write::{self as plan, Name};
 use dhow_state::{Change, Object};
 use dhow_store::WatchItem;
-use dhow_types::{Machine, Revision, Time};
+use dhow_types::{Machine, Revision};
 use futures_util::FutureExt;
 use serde_json::json;
 use std::collections::VecDeque;
@@ -253,77 +253,4 @@ pub(crate) fn config(cluster_cidr: &str, ca_pem: &str) -> Result<Config, ApiErro
         seed: seed()?,
         ..Config::default()
     })
-}
-
-/// How long an event is kept.
-const EVENT_KEPT_MS: u64 = 3600 * 1000;
-/// How often old events are looked for. A sweep reads only the events themselves.
-const SWEEP_EVERY: Duration = Duration::from_secs(60);
-/// How many events one transaction removes: beyond that, watchers would get them in bursts that they cannot take.
-const SWEEP_MAX: usize = 500;
-
-/// Removes events an hour after they last happened, on the leader.
-pub(crate) async fn sweep_events(app: Arc<App>) {
-    while app.machines_stop.or(tokio::time::sleep(SWEEP_EVERY)).await.is_some() {
-        while app.is_leader() {
-            // Ten thousand events take a while to read: not on a thread that answers requests.
-            let reader = app.clone();
-            let Ok(ops) = tokio::task::spawn_blocking(move || old_events(&reader, now())).await else { return };
-            let more = ops.len() == SWEEP_MAX;
-            if ops.is_empty() {
-                break;
-            }
-            if let Err(error) = app.replica.write(dhow_state::Txn { ops }).await {
-                debug!(%error, "old events stay until the next sweep");
-                break;
-            }
-            if !more {
-                break;
-            }
-        }
-    }
-}
-
-fn old_events(app: &App, now: Time) -> Vec<dhow_state::Op> {
-    let events: Vec<Arc<Object>> = app.replica.state().list("events", None).cloned().collect();
-    events
-        .iter()
-        .filter(|event| is_old(&event.tree(), now))
-        .take(SWEEP_MAX)
-        .map(|event| dhow_state::Op::Delete {
-            key: event.key.clone(),
-            expect: dhow_state::Expect::At(event.revision),
-            last: None,
-        })
-        .collect()
-}
-
-fn is_old(event: &Tree, now: Time) -> bool {
-    let last = ["series.lastObservedTime", "lastTimestamp", "eventTime", "metadata.creationTimestamp"]
-        .iter()
-        .filter_map(|path| meta::time(event, path))
-        .max();
-    last.is_some_and(|last| now.ms_since(last) > EVENT_KEPT_MS)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn events_are_kept_for_an_hour_after_they_last_happened() {
-        let now = Time::parse("2026-01-01T12:00:00Z").unwrap();
-        for (event, want) in [
-            (json!({"lastTimestamp": "2026-01-01T11:30:00Z"}), false),
-            (json!({"lastTimestamp": "2026-01-01T10:30:00Z"}), true),
-            (
-                json!({"eventTime": "2026-01-01T10:30:00.000000Z", "series": {"lastObservedTime": "2026-01-01T11:59:00.000000Z"}}),
-                false,
-            ),
-            (json!({"metadata": {"creationTimestamp": "2026-01-01T10:59:00Z"}}), true),
-            (json!({}), false),
-        ] {
-            assert_eq!(is_old(&event, now), want, "{event}");
-        }
-    }
 }

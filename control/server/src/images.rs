@@ -94,7 +94,7 @@ pub(crate) async fn handle(app: &App, user: &User, request: Request<RequestBody>
     let is_read = matches!(method, Method::GET | Method::HEAD);
     match what(&path) {
         What::Manifest { repository, reference } if is_read => {
-            let digest = resolve(app, repository, reference);
+            let digest = resolve(app, repository, reference).await;
             let path = format!("/v2/{repository}/manifests/{digest}");
             read(app, user, &method, &path, || fetch_manifest(app, repository, &digest)).await
         }
@@ -126,8 +126,18 @@ fn pass(answer: Response<RegistryBody>) -> Answer {
     answer.map(|body| body.map_err(Into::into).boxed_unsync())
 }
 
+/// How long a tag waits for what the other members know. Without them it is what this one knows: an image that is here is
+/// of use to a node even while nobody leads.
+const TAG_WAIT: Duration = Duration::from_secs(1);
+
 /// The digest that a tag names now, by the state; a tag of a time before there were records stays a tag.
-fn resolve(app: &App, repository: &str, reference: &str) -> String {
+async fn resolve(app: &App, repository: &str, reference: &str) -> String {
+    if reference.contains(':') {
+        return reference.to_owned();
+    }
+    if !matches!(tokio::time::timeout(TAG_WAIT, app.replica.barrier()).await, Ok(Ok(_))) {
+        debug!(repository, reference, "a tag is answered as it is known here");
+    }
     let found = app.replica.state().get(&Record::key_of(repository, reference)).cloned();
     found.map_or_else(|| reference.to_owned(), |object| Record::read(&object.tree()).digest)
 }

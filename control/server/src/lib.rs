@@ -14,7 +14,7 @@
 //! | node connections, node connection | at stop or when the node goes | the agent dials again |
 //! | sender, link, snapshot (`links`) | at stop | see there |
 //! | controllers, lead | at stop; rest while another member leads | begin anew from the present state |
-//! | event sweep, expiry sweep | at stop | the next sweep does it |
+//! | expiry sweep | at stop | the next sweep does it |
 //! | members, images, backups, certificate, kubeconfig | at stop | try again after a rest |
 //! | stream to a node, port-forward | with their request; at stop | the client asks again |
 //!

@@ -4,6 +4,7 @@
 //! A client speaks WebSocket, one message a piece, its first byte the channel; or SPDY, one stream a channel.
 
 use crate::answer::{self, Answer};
+use crate::body::RequestBody;
 use crate::kubelet::{self, ask, container_of, escape, pod_of, refusal};
 use crate::route::{Call, header};
 use crate::spdy::{self, Frame, Headers, Out};
@@ -16,7 +17,6 @@ use dhow_quic::channels::{Channel, read_frame, write_frame};
 use futures_util::{SinkExt, StreamExt};
 use http::header::{CONNECTION, HeaderValue, UPGRADE};
 use http::{Request, Response, StatusCode};
-use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use std::collections::BTreeMap;
 use std::io;
@@ -24,6 +24,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Mutex;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 
 /// The protocol between us and the node.
 const NODE_PROTOCOL: &str = "dhow-channels";
@@ -57,7 +59,7 @@ const FLAGS: [(&str, Channel); 3] =
     [("stdin", Channel::Stdin), ("stdout", Channel::Stdout), ("stderr", Channel::Stderr)];
 
 /// GET or POST `/exec` and `/attach`.
-pub(crate) async fn open(call: &Call<'_>, kind: Kind, request: Request<Incoming>) -> Result<Answer, ApiError> {
+pub(crate) async fn open(call: &Call<'_>, kind: Kind, request: Request<RequestBody>) -> Result<Answer, ApiError> {
     let name = Name { namespace: &call.target.namespace, name: &call.target.name };
     let pod = pod_of(call.app, call.kind, name).await?;
     let phase = meta::text(&pod, "status.phase");
@@ -172,7 +174,9 @@ where
         while let Some((channel, bytes)) = read_frame(&mut from_node).await? {
             to_client.send(message(channel, &bytes)).await.map_err(io::Error::other)?;
         }
-        to_client.close().await.map_err(io::Error::other)
+        // Clients take every other end for a failure.
+        let normal = CloseFrame { code: CloseCode::Normal, reason: Default::default() };
+        to_client.send(Message::Close(Some(normal))).await.map_err(io::Error::other)
     };
     let up = async {
         while let Some(message) = from_client.next().await {

@@ -126,7 +126,6 @@ fn run_machines(app: &Arc<App>, machines: &Tasks, controllers: dhow_controllers:
     }
     machines.spawn("lead", lead::run(app.clone()));
     machines.spawn("controllers", control::run(app.clone(), controllers));
-    machines.spawn("event sweep", control::sweep_events(app.clone()));
     machines.spawn("expiry sweep", lead::sweep(app.clone()));
     machines.spawn("images", images::follow(app.clone()));
     machines.spawn("backups", crate::backups::run(app.clone()));

@@ -248,3 +248,200 @@ async fn who_may_not_join_is_told_why_and_changes_nothing() {
     assert!(refused.to_string().contains("has lost its `store`: remove this control node"), "{refused}");
     other.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn controllers_run_on_whoever_leads() {
+    let mut trio = Trio::start().await;
+    let team = |name: &str| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+    let account = |name: &str| format!("/api/v1/namespaces/{name}/serviceaccounts/default");
+    let leader = trio.leader(0).await;
+    let (next, last) = ((leader + 1) % 3, (leader + 2) % 3);
+    admin(trio.server(next)).create("/api/v1/namespaces", &team("before")).await.unwrap();
+    trio.until_at(last, &account("before"), "the leader's controllers work", |_| true).await;
+    trio.servers[leader].take().unwrap().stop().await;
+    admin(trio.server(last)).create("/api/v1/namespaces", &team("after")).await.unwrap();
+    trio.until_at(next, &account("after"), "the next leader's controllers work", |_| true).await;
+    trio.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_witness_keeps_two_going_and_shows_no_objects() {
+    let dirs: Vec<TempDir> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let first = Server::start(config(dirs[0].path(), "m1", anywhere())).await.unwrap();
+    let second = join(&first, dirs[1].path(), "m2", false).await.unwrap();
+    let witness = join(&first, dirs[2].path(), "m3", true).await.unwrap();
+    let mut trio = Trio { servers: vec![Some(first), Some(second), Some(witness)], dirs };
+    let both_vote = |list: &Value| roles(list).iter().filter(|role| *role != "learner").count() == 3;
+    trio.until(0, "all vote", both_vote).await;
+    let list = trio.until(2, "the witness tells of all", both_vote).await;
+    assert_eq!(list["members"][2]["role"], "witness", "{list}");
+    let refused = admin(trio.server(2)).get(CONFIG_MAPS).await.unwrap_err();
+    assert!(
+        refused.is(503) && refused.to_string().contains("is a witness and holds no objects: ask https://"),
+        "{refused}"
+    );
+    let leader = trio.leader(0).await;
+    assert_ne!(leader, 2);
+    admin(trio.server(leader)).create(CONFIG_MAPS, &config_map("before")).await.unwrap();
+    trio.servers[leader].take().unwrap().stop().await;
+    let rest = 1 - leader;
+    let client = admin(trio.server(rest));
+    client.create(CONFIG_MAPS, &config_map("after")).await.unwrap();
+    client.get(&format!("{CONFIG_MAPS}/before")).await.unwrap();
+    trio.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_of_three_becomes_a_cluster_of_one_that_its_nodes_know() {
+    let trio = Trio::start().await;
+    let client = admin(trio.server(1));
+    client.create(CONFIG_MAPS, &config_map("kept")).await.unwrap();
+    let backup = client.request(Method::GET, "/dhow/v1/backup", "*/*", None).await.unwrap();
+    assert!(backup.status.is_success());
+    let ca = trio.server(0).ca_pem().to_owned();
+    trio.stop().await;
+    let dir = tempfile::tempdir().unwrap();
+    dhow_store::restore(&backup.body[..], &dir.path().join("store"), 1).unwrap();
+    let restored = Server::start(config(dir.path(), "r1", anywhere())).await.unwrap();
+    assert_eq!(restored.ca_pem(), ca, "nodes and kubeconfigs go on trusting it");
+    let client = admin(&restored);
+    client.get(&format!("{CONFIG_MAPS}/kept")).await.unwrap();
+    let list = client.get("/dhow/v1/members").await.unwrap();
+    assert_eq!((list["members"].as_array().unwrap().len(), &list["members"][0]["name"]), (1, &json!("r1")), "{list}");
+    // Names of members that were are free, their numbers are not.
+    let more = tempfile::tempdir().unwrap();
+    let joined = join(&restored, more.path(), "m2", false).await.unwrap();
+    let list = client.get("/dhow/v1/members").await.unwrap();
+    assert!(list["members"][1]["id"].as_u64().unwrap() > 3, "{list}");
+    joined.stop().await;
+    restored.stop().await;
+}
+
+/// Pushes an image of one layer and answers its manifest's digest.
+async fn push(client: &Client, repository: &str, tag: &str, layer: &'static [u8]) -> String {
+    let digest = |bytes: &[u8]| {
+        use sha2::Digest;
+        let hash: String = sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("sha256:{hash}")
+    };
+    for blob in [&b"{}"[..], layer] {
+        let path = format!("/v2/{repository}/blobs/uploads/?digest={}", digest(blob));
+        let body = Some(("application/octet-stream", blob.into()));
+        assert_eq!(client.request(Method::POST, &path, "*/*", body).await.unwrap().status, 201);
+    }
+    let media_type = "application/vnd.oci.image.manifest.v1+json";
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": media_type,
+        "config": {"mediaType": "application/vnd.wasm.config.v0+json", "digest": digest(b"{}"), "size": 2},
+        "layers": [{"mediaType": "application/wasm", "digest": digest(layer), "size": layer.len()}],
+    })
+    .to_string();
+    let path = format!("/v2/{repository}/manifests/{tag}");
+    let body = Some((media_type, manifest.clone().into()));
+    assert_eq!(client.request(Method::PUT, &path, "*/*", body).await.unwrap().status, 201);
+    digest(manifest.as_bytes())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_outlives_the_member_that_it_was_pushed_to() {
+    let mut trio = Trio::start().await;
+    let digest = push(&admin(trio.server(0)), "team/app", "1.0", b"first").await;
+    let digest_of = async |client: &Client, tag: &str| {
+        let path = format!("/v2/team/app/manifests/{tag}");
+        let answer = client.request(Method::HEAD, &path, "*/*", None).await.unwrap();
+        answer.headers.get("docker-content-digest").map(|digest| digest.to_str().unwrap().to_owned())
+    };
+    // Another member serves it at once, whether it has fetched it already or not.
+    assert_eq!(digest_of(&admin(trio.server(1)), "1.0").await, Some(digest.clone()));
+    // A tag that moves is moved everywhere.
+    let moved = push(&admin(trio.server(1)), "team/app", "1.0", b"second").await;
+    assert_eq!(digest_of(&admin(trio.server(2)), "1.0").await, Some(moved.clone()));
+    let store = |at: usize, digest: &str| trio.dirs[at].path().join("registry/blobs").join(&digest[7..]);
+    let all_have = |at: usize| store(at, &digest).exists() && store(at, &moved).exists();
+    let fetched = async {
+        while !(0..3).all(all_have) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, fetched).await.expect("all members fetch what was pushed to one");
+    for at in [0, 1] {
+        trio.servers[at].take().unwrap().stop().await;
+    }
+    // The last one serves it though nobody leads: what it has needs nobody's leave. Its answer to a tag is what it knows.
+    assert_eq!(digest_of(&admin(trio.server(2)), &digest).await, Some(digest));
+    trio.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_renew_while_the_server_runs_and_a_node_that_overslept_gets_a_fresh_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let life = Duration::from_secs(3);
+    let server =
+        Server::start(Config { certificate_life: life, ..config(dir.path(), "m1", anywhere()) }).await.unwrap();
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}});
+    let client_with = |identity: dhow_pki::Identity| {
+        let config = ClientConfig {
+            server: server.url(),
+            others: Vec::new(),
+            ca_pem: Some(server.ca_pem().to_owned()),
+            identity: Some(identity),
+            token: None,
+            namespace: "default".to_owned(),
+        };
+        Client::new(config).unwrap()
+    };
+    admin(&server).create("/api/v1/nodes", &node).await.unwrap();
+    let (known, gone) = (server.issue_node_identity("n1").unwrap(), server.issue_node_identity("n2").unwrap());
+    let old = admin(&server);
+    // All certificates of the first second are over.
+    tokio::time::sleep(life + Duration::from_secs(2)).await;
+    let csr = json!({"csr": dhow_pki::csr_for(&known.key_pem, "n1").unwrap()}).to_string();
+    let renew = async |client: &Client| {
+        client.json(Method::POST, "/dhow/v1/renew", Some(("application/json", csr.clone().into()))).await
+    };
+    // The handshakes show that the server's own certificate is a fresh one.
+    let sleeper = client_with(known.clone());
+    assert!(sleeper.get("/api/v1/pods").await.unwrap_err().is(403));
+    let fresh = renew(&sleeper).await.unwrap();
+    assert!(renew(&client_with(gone)).await.unwrap_err().is(403), "nobody knows that node any more");
+    assert!(old.get("/api/v1/pods").await.unwrap_err().is(401), "an administrator's is not let through");
+    let identity = dhow_pki::Identity { cert_pem: fresh["certificate"].as_str().unwrap().to_owned(), ..known };
+    client_with(identity).get("/api/v1/nodes").await.unwrap();
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_token_does_not_take_a_nodes_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(config(dir.path(), "m1", anywhere())).await.unwrap();
+    let admin = admin(&server);
+    let token: dhow_pki::token::JoinToken = server.create_join_token().await.unwrap().parse().unwrap();
+    let joiner = Client::new(ClientConfig {
+        server: server.url(),
+        others: Vec::new(),
+        ca_pem: Some(server.ca_pem().to_owned()),
+        identity: None,
+        token: Some(token.bearer()),
+        namespace: "default".to_owned(),
+    })
+    .unwrap();
+    let (csr, _key) = dhow_pki::new_csr("n1").unwrap();
+    let body = json!({"name": "n1", "csr": csr}).to_string();
+    let ask =
+        async || joiner.json(Method::POST, "/dhow/v1/join", Some(("application/json", body.clone().into()))).await;
+    ask().await.unwrap();
+    // It has not registered yet: who was interrupted may ask again.
+    ask().await.unwrap();
+    admin.create("/api/v1/nodes", &json!({"metadata": {"name": "n1"}})).await.unwrap();
+    let refused = ask().await.unwrap_err();
+    assert!(refused.is(409) && refused.to_string().contains("kubectl delete node n1"), "{refused}");
+    admin.delete("/api/v1/nodes/n1", None).await.unwrap();
+    ask().await.unwrap();
+    let certificates = admin.get("/dhow/v1/certificates").await.unwrap();
+    let names: Vec<&str> =
+        certificates["certificates"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
+    for name in ["dhow-ca", "system:node:n1", "dhow:control:1"] {
+        assert!(names.contains(&name), "{name} in {names:?}");
+    }
+    server.stop().await;
+}

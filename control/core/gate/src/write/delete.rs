@@ -37,7 +37,7 @@ pub fn delete(ctx: &Context<'_>, kind: &Kind, name: Name<'_>, options: &DeleteOp
     if new == old_tree {
         return Ok(Plan::answer(Reply::Tree(new), 200));
     }
-    let plan = Plan::write(put(old.key.clone(), &new, Expect::At(old.revision))?, Reply::Stored, 200);
+    let plan = Plan::write(put(ctx, kind, old.key.clone(), &new, Expect::At(old.revision))?, Reply::Stored, 200);
     Ok(if ctx.dry_run { plan.dry(new) } else { plan })
 }
 

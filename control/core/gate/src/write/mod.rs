@@ -130,6 +130,8 @@ pub struct Plan {
     pub code: u16,
     /// Sentences for `Warning` headers.
     pub warnings: Vec<String>,
+    /// The write may wait for some seconds to share another one's way to the disk.
+    pub lazy: bool,
 }
 
 /// What to answer.
@@ -147,7 +149,7 @@ pub enum Reply {
 
 impl Plan {
     fn write(op: Op, reply: Reply, code: u16) -> Plan {
-        Plan { txn: Some(Txn { ops: vec![op] }), reply, code, warnings: Vec::new() }
+        Plan { txn: Some(Txn { ops: vec![op] }), reply, code, warnings: Vec::new(), lazy: false }
     }
 
     /// The same plan with what else has to happen in the same transaction.
@@ -159,7 +161,7 @@ impl Plan {
     }
 
     fn answer(reply: Reply, code: u16) -> Plan {
-        Plan { txn: None, reply, code, warnings: Vec::new() }
+        Plan { txn: None, reply, code, warnings: Vec::new(), lazy: false }
     }
 
     /// The same plan for a dry run: nothing is written, and what would be stored is the answer.
@@ -208,8 +210,28 @@ fn encode(mut tree: Tree) -> Result<Bytes, ApiError> {
     Ok(Bytes::from(bytes))
 }
 
-fn put(key: Key, tree: &Tree, expect: Expect) -> Result<Op, ApiError> {
-    Ok(Op::Put { key, value: encode(tree.clone())?, expect, expires: None })
+/// How long an event is kept after it was written last.
+const EVENT_KEPT_MS: u64 = 3600 * 1000;
+
+fn put(ctx: &Context<'_>, kind: &Kind, key: Key, tree: &Tree, expect: Expect) -> Result<Op, ApiError> {
+    let expires = (kind.kind == "Event").then(|| ctx.now + EVENT_KEPT_MS);
+    Ok(Op::Put { key, value: encode(tree.clone())?, expect, expires })
+}
+
+/// Whether an update says only that its holder is still there. There is one every few seconds for each node, and nothing
+/// is lost if a crash takes the last one back: such a write may wait to share another one's way to the disk.
+fn is_heartbeat(kind: &Kind, old: &Tree, new: &Tree) -> bool {
+    if kind.kind != "Lease" {
+        return false;
+    }
+    let without_time = |tree: &Tree| {
+        let mut tree = tree.clone();
+        for path in ["spec.renewTime", "metadata.resourceVersion"] {
+            meta::remove(&mut tree, path);
+        }
+        tree
+    };
+    without_time(old) == without_time(new)
 }
 
 /// The details of a `Status` about an object.

@@ -62,7 +62,7 @@ pub fn bind(ctx: &Context<'_>, kind: &Kind, name: Name<'_>, binding: &Tree) -> R
     let reply = Reply::Tree(json!({
         "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201,
     }));
-    let plan = Plan::write(put(old.key.clone(), &pod, Expect::At(old.revision))?, reply, 201);
+    let plan = Plan::write(put(ctx, kind, old.key.clone(), &pod, Expect::At(old.revision))?, reply, 201);
     Ok(if ctx.dry_run { plan.dry(pod) } else { plan })
 }
 

@@ -419,6 +419,38 @@ fn services_get_addresses_and_ports() {
     assert_eq!(meta::at(&narrowed["spec"]["ports"][0], "nodePort"), None);
 }
 
+#[test]
+fn events_expire_an_hour_after_they_were_written_last() {
+    let mut cluster = Cluster::new();
+    let event =
+        json!({"metadata": {"name": "e"}, "involvedObject": {"kind": "Pod", "namespace": "default", "name": "p"}});
+    cluster.create("events", event).unwrap();
+    let hour_ms = 3600 * 1000;
+    assert_eq!(cluster.state.next_expiry(), Some(cluster.now + hour_ms));
+    cluster.now = cluster.now + 60_000;
+    cluster.merge("events", "e", json!({"count": 2})).unwrap();
+    assert_eq!(cluster.state.next_expiry(), Some(cluster.now + hour_ms));
+    cluster.create("configmaps", config_map("a")).unwrap();
+    assert_eq!(cluster.state.expired(cluster.now + hour_ms).count(), 1);
+}
+
+#[test]
+fn a_lease_that_is_only_renewed_may_wait() {
+    let mut cluster = Cluster::new();
+    let lease =
+        json!({"metadata": {"name": "l"}, "spec": {"holderIdentity": "a", "renewTime": "2026-01-01T12:00:00.000000Z"}});
+    cluster.create("leases.coordination.k8s.io", lease).unwrap();
+    let kind = kinds::by_group_resource("leases.coordination.k8s.io").unwrap();
+    for (body, lazy) in [
+        (json!({"spec": {"renewTime": "2026-01-01T12:00:10.000000Z"}}), true),
+        (json!({"spec": {"holderIdentity": "b", "renewTime": "2026-01-01T12:00:10.000000Z"}}), false),
+    ] {
+        let patch = Patch { ty: PatchType::Merge, body: &body, validation: Validation::Strict, of_status: false };
+        let name = Name { namespace: "default", name: "l" };
+        assert_eq!(super::patch(&context(&cluster.state), kind, name, patch).unwrap().lazy, lazy, "{body}");
+    }
+}
+
 /// What is claimed, without what `kubernetes` would have.
 fn claimed(cluster: &Cluster) -> Vec<String> {
     cluster.state.list(claims::CLAIMS, None).map(|claim| claim.key.name.to_string()).collect()

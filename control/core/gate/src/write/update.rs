@@ -1,8 +1,8 @@
 //! PUT and PATCH, of whole objects and of their status.
 
 use super::{
-    Context, Name, Plan, Reply, claims, create, existing, is_held, key_of, put, service, settle_namespace, settle_type,
-    strip_server_fields,
+    Context, Name, Plan, Reply, claims, create, existing, is_heartbeat, is_held, key_of, put, service,
+    settle_namespace, settle_type, strip_server_fields,
 };
 use crate::media::PatchType;
 use dhow_api::Tree;
@@ -189,7 +189,8 @@ fn store(ctx: &Context<'_>, kind: &Kind, old: &Object, old_tree: &Tree, new: Tre
         return Ok(Plan::answer(Reply::Tree(new), 200));
     }
     let claimed = claims::changes(ctx, kind, Some(old_tree), Some(&new));
-    let plan = Plan::write(put(old.key.clone(), &new, Expect::At(old.revision))?, Reply::Stored, 200).with(claimed);
+    let op = put(ctx, kind, old.key.clone(), &new, Expect::At(old.revision))?;
+    let plan = Plan { lazy: is_heartbeat(kind, old_tree, &new), ..Plan::write(op, Reply::Stored, 200).with(claimed) };
     Ok(if ctx.dry_run { plan.dry(new) } else { plan })
 }
 
@@ -221,9 +222,9 @@ pub(super) fn store_changed(
     (kind.prepare_update)(&mut new, &old_tree);
     kind.check_update(&new, &old_tree)?;
     if new == old_tree {
-        return Ok(Plan { reply: plain_reply(reply, new), code, txn: None, warnings: Vec::new() });
+        return Ok(Plan { reply: plain_reply(reply, new), code, txn: None, warnings: Vec::new(), lazy: false });
     }
-    let plan = Plan::write(put(old.key.clone(), &new, Expect::At(old.revision))?, reply, code);
+    let plan = Plan::write(put(ctx, kind, old.key.clone(), &new, Expect::At(old.revision))?, reply, code);
     Ok(if ctx.dry_run { plan.dry(new) } else { plan })
 }
 
