@@ -138,6 +138,8 @@ impl Objects {
             .cache_capacity_bytes(CACHE_BYTES)
             .zstd_compression_level(COMPRESSION);
         let db = guard(|| config.open::<LEAF>()).map_err(|error| from_sled("opening", path, error))?;
+        // sled does not sync all that it makes when it opens: without its settings, nothing of it can be read again.
+        sync_below(path).and_then(|()| sync_dir(path.parent().unwrap_or(path))).map_err(failed("syncing", path))?;
         Ok(Self { db: ManuallyDrop::new(db), member, usable: true })
     }
 
@@ -312,6 +314,14 @@ fn read_object(key: &[u8], value: &[u8]) -> Option<Object> {
     };
     let object = Object::restore(key, Revision(revision & !EXPIRES), Bytes::copy_from_slice(json)).ok()?;
     Some(object.expiring(expires))
+}
+
+fn sync_below(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() { sync_below(&path)? } else { fs::File::open(&path)?.sync_all()? }
+    }
+    sync_dir(dir)
 }
 
 /// Runs sled, and turns a panic of it into an error.

@@ -16,7 +16,7 @@ use crate::error::OpenError;
 use crate::lock::Lock;
 use crate::objects::{Image, Objects};
 use crate::replica::{Config, Start};
-use crate::wal::{Batch, Checkpoint, Contents, Wal, damaged, failed};
+use crate::wal::{Batch, Checkpoint, Contents, Wal, damaged, failed, sync_dir};
 use dhow_consensus::{Members, Position, Restored};
 use dhow_state::State;
 use dhow_types::Revision;
@@ -71,6 +71,10 @@ pub(crate) fn recover(config: &Config) -> Result<Recovered, OpenError> {
         Err(why @ OpenError::Damaged { .. }) => rebuild(config, &log, &database, why)?,
         Err(error) => return Err(error),
     };
+    // The directory itself and the names in it, before anything in it is promised.
+    for dir in [Some(&**dir), dir.parent().filter(|parent| !parent.as_os_str().is_empty())].into_iter().flatten() {
+        sync_dir(dir).map_err(failed("syncing", dir))?;
+    }
     let loaded = with_origin(config, loaded, &contents);
     let restored = join_up(&loaded, &mut wal, contents, &log)?;
     let Loaded { objects, state, .. } = loaded;

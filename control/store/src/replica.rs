@@ -9,7 +9,7 @@ use crate::recover::{Recovered, recover};
 use crate::wal::{damaged, failed};
 use crate::watch::{AllWatch, Filter, From, Hub, Watch};
 use bytes::{Bytes, BytesMut};
-use dhow_consensus::{Consensus, LagMax, MemberChange, Members, Position, Progress, Role};
+use dhow_consensus::{Consensus, EntryKind, LagMax, MemberChange, Members, Position, Progress, Role};
 use dhow_state::{Applied, Compacted, HistoryMax, OBJECT_BYTES_MAX, State, Txn};
 use dhow_types::Revision;
 use std::ffi::CString;
@@ -190,7 +190,9 @@ impl Replica {
         let Config { member, witness, history_max, .. } = config;
         let dir: Arc<Path> = config.dir.as_path().into();
         let Recovered { lock, wal, objects, state, restored } = recover(&config)?;
-        let alone = restored.members.is_sole_voter(member) && !witness;
+        // The log behind the database may know of others who have joined since, and who need not be up.
+        let others_came = restored.entries.iter().any(|entry| entry.kind == EntryKind::Members);
+        let alone = restored.members.is_sole_voter(member) && !others_came && !witness;
         let standing = Mutex::new(Standing { applied: restored.applied, members: restored.members.clone() });
         let chance = RandomState::new();
         let (incarnation, seed) = (chance.hash_one(std::process::id()), chance.hash_one(Instant::now()));

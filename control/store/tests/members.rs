@@ -10,7 +10,7 @@ use dhow_store::{
 };
 use dhow_types::Revision;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -68,6 +68,7 @@ struct Cluster {
     network: Arc<Network>,
     dir: tempfile::TempDir,
     witness: Option<u64>,
+    flush_every: Duration,
 }
 
 /// Long enough for any election of these tests on a busy machine; nothing is expected to take it.
@@ -79,7 +80,8 @@ async fn patiently<T>(what: &str, future: impl Future<Output = T>) -> T {
 
 impl Cluster {
     fn new(witness: Option<u64>) -> Self {
-        Self { network: Arc::default(), dir: tempfile::tempdir().unwrap(), witness }
+        let flush_every = Duration::from_millis(5);
+        Self { network: Arc::default(), dir: tempfile::tempdir().unwrap(), witness, flush_every }
     }
 
     fn path(&self, member: u64) -> PathBuf {
@@ -92,7 +94,7 @@ impl Cluster {
             start: if member == 1 { Start::New } else { Start::Join },
             witness: self.witness == Some(member),
             segment_bytes: 64 << 10,
-            flush_every: Duration::from_millis(5),
+            flush_every: self.flush_every,
             tick: Duration::from_millis(20),
             ..Config::new(self.path(member))
         };
@@ -122,12 +124,16 @@ impl Cluster {
     /// Members 1 to `count`, all voting.
     async fn start(count: u64, witness: Option<u64>) -> Self {
         let cluster = Self::new(witness);
-        cluster.open(1).await;
-        for member in 2..=count {
-            cluster.open(member).await;
-            cluster.admit(member).await;
-        }
+        cluster.grow(count).await;
         cluster
+    }
+
+    async fn grow(&self, count: u64) {
+        self.open(1).await;
+        for member in 2..=count {
+            self.open(member).await;
+            self.admit(member).await;
+        }
     }
 
     /// Makes a voter of a member that is up.
@@ -263,6 +269,38 @@ async fn a_dead_leader_is_replaced_and_comes_back() {
         cluster.assert_equal().await;
     }
     assert!(cluster.network.snapshots.lock().unwrap().len() <= 2, "who was away for a moment needs no snapshot");
+}
+
+/// What a crash would leave of a directory whose writer is idle: the log syncs what it writes.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy(&entry.path(), &to),
+            false => drop(std::fs::copy(entry.path(), to).unwrap()),
+        }
+    }
+}
+
+/// Its database was last flushed when it was alone; only its log knows of the others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_founder_that_is_killed_young_does_not_take_itself_to_be_alone() {
+    let mut cluster = Cluster::new(None);
+    cluster.flush_every = Duration::from_secs(3600);
+    cluster.grow(3).await;
+    write(&cluster.member(1), "first").await;
+    let crashed = cluster.dir.path().join("crashed");
+    copy(&cluster.path(1), &crashed);
+    cluster.kill(1).await;
+    std::fs::remove_dir_all(cluster.path(1)).unwrap();
+    std::fs::rename(crashed, cluster.path(1)).unwrap();
+
+    // Nobody hears it until it is open, as when a process starts.
+    let leader = cluster.leader().await;
+    write(&cluster.member(leader), "second").await;
+    patiently("a start that waits for nobody", cluster.open(1)).await;
+    cluster.assert_equal().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
