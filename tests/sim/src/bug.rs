@@ -21,6 +21,8 @@ pub enum Bug {
     ReusedRevision,
     /// A read is answered without asking whether the state is up to date.
     StaleRead,
+    /// A member answers a read with what it answered the last time, though it has asked whether its state is up to date.
+    CachedRead,
     /// A rejected transaction is answered as if it had been done.
     IgnoredRejection,
     /// An image is sent with the position before its own.
@@ -33,7 +35,7 @@ pub enum Bug {
 
 impl Bug {
     /// All there are.
-    pub const ALL: [Bug; 12] = [
+    pub const ALL: [Bug; 13] = [
         Bug::EarlyAcknowledgement,
         Bug::SkippedSync,
         Bug::ForgottenVote,
@@ -42,6 +44,7 @@ impl Bug {
         Bug::RepeatedChange,
         Bug::ReusedRevision,
         Bug::StaleRead,
+        Bug::CachedRead,
         Bug::IgnoredRejection,
         Bug::ImageAtWrongPosition,
         Bug::ForgottenMembers,

@@ -280,8 +280,13 @@ impl World {
         let moment = self.moment();
         let key = self.asked[at].key;
         let state = &self.running(node).state;
-        let (revision, found) = (state.revision(), value_of(state, &key_of(key)));
-        let other = if key == PAIR { value_of(state, &pair_of()) } else { found };
+        let (revision, mut found) = (state.revision(), value_of(state, &key_of(key)));
+        let mut other = if key == PAIR { value_of(state, &pair_of()) } else { found };
+        if self.bug == Bug::CachedRead && self.rng.chance(1, 4) {
+            found = *self.running(node).cache.entry(key).or_insert(found);
+            other = found;
+        }
+        self.running(node).cache.insert(key, found);
         let Asked { client, operation, floor, .. } = &mut self.asked[at];
         let (client, floor) = (*client, *floor);
         if client < self.clients.len() && self.clients[client].waiting != Some(at) {

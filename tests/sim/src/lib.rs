@@ -15,6 +15,13 @@
 //!
 //! [`Bug`]s can be planted in the driving of the parts, to show that the checks are awake.
 //!
+//! The tests run 200 seeds. For longer, and for one seed in words:
+//!
+//! ```text
+//! cargo run --release -p dhow-sim-tests -- --seeds 100000
+//! cargo run --release -p dhow-sim-tests -- --replay 17
+//! ```
+//!
 //! Only the driving is written anew here: consensus and state are those of production. What production's driver does
 //! with threads, files and sockets is tested where it is.
 

@@ -69,6 +69,8 @@ pub(crate) struct Running {
     pub(crate) waiting: BTreeMap<ProposalId, Waiting>,
     /// The operations that wait to read.
     pub(crate) reading: BTreeMap<ReadId, usize>,
+    /// What was last found of each key.
+    pub(crate) cache: BTreeMap<usize, Option<(u64, Revision)>>,
     /// The image that has just arrived.
     pub(crate) offered: Option<Arc<Image>>,
     wake_at: Option<Time>,
@@ -143,7 +145,7 @@ impl World {
             Ok(consensus) => consensus,
             Err(error) => return self.fail(format!("member {id} does not start: {error}")),
         };
-        let (backlog, waiting, reading) = Default::default();
+        let (backlog, waiting, reading, cache) = Default::default();
         let (offered, wake_at, syncing, applying) = (None, None, None, false);
         let vote = (hard_state.term, hard_state.vote);
         self.node(id).running = Some(Running {
@@ -154,6 +156,7 @@ impl World {
             backlog,
             waiting,
             reading,
+            cache,
             offered,
             wake_at,
             syncing,
@@ -291,7 +294,11 @@ impl World {
         let running = self.running(id);
         (running.applied, running.members) = (install.position, install.members.clone());
         running.state = state;
-        running.backlog.clear();
+        // How these ended is in the image, and cannot be told from it.
+        let skipped = running.backlog.drain(..).filter_map(|entry| running.waiting.remove(&entry.id?));
+        for waiting in skipped.collect::<Vec<_>>() {
+            self.lose(waiting);
+        }
         self.node(id).disk.write(Write::Install(install, image));
         self.plan_sync(id);
     }

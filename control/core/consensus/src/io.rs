@@ -44,7 +44,7 @@ pub struct LagMax {
 
 impl Default for LagMax {
     fn default() -> Self {
-        Self { entries: 10_000, bytes: 16 << 20, needed_bytes: 256 << 20 }
+        Self { entries: 10_000, bytes: 16 << 20, needed_bytes: 128 << 20 }
     }
 }
 
@@ -134,7 +134,8 @@ pub enum Out {
         message: Bytes,
     },
     /// Make the image of [`In::Snapshot`] the state and forget the whole log, durably and at once; then say
-    /// [`In::Persisted`]. What was handed out to be applied before may be skipped.
+    /// [`In::Persisted`]. What was handed out to be applied before may be skipped; whoever waits for an entry of it is
+    /// answered as if it were [lost](Out::Lost).
     Install(Install),
     /// Apply these, then say [`In::Applied`].
     Commit(Vec<Committed>),
