@@ -27,8 +27,10 @@ pub static POD: Kind = Kind {
     schema: "io.k8s.api.core.v1.Pod",
     verbs: ALL_VERBS,
     subresources: &[
+        Subresource::Attach,
         Subresource::Binding,
         Subresource::Eviction,
+        Subresource::Exec,
         Subresource::Log,
         Subresource::PortForward,
         Subresource::Status,

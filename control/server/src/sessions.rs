@@ -303,3 +303,90 @@ async fn open_streams(
     }
     Ok(ids)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{DuplexStream, duplex};
+    use tokio_tungstenite::WebSocketStream;
+    use tokio_tungstenite::tungstenite::protocol::Role;
+
+    const STATUS: &[u8] = br#"{"status":"Success"}"#;
+
+    /// A node whose program says on stdout what it hears, something on stderr at the end of its input, and then ends.
+    async fn node(mut io: DuplexStream) {
+        while let Some((channel, bytes)) = read_frame(&mut io).await.unwrap() {
+            match channel {
+                Channel::Stdin => write_frame(&mut io, Channel::Stdout, &bytes.to_ascii_uppercase()).await.unwrap(),
+                Channel::Close => break,
+                _ => {}
+            }
+        }
+        write_frame(&mut io, Channel::Stderr, b"done").await.unwrap();
+        write_frame(&mut io, Channel::Error, STATUS).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_session_in_messages_ends_in_order() {
+        let ((client, server), (to_node, at_node)) = (duplex(4096), duplex(4096));
+        let wanted = [Channel::Stdin, Channel::Stdout, Channel::Stderr];
+        let session = tokio::spawn(async move { messages(server, to_node, &wanted).await });
+        let node = tokio::spawn(node(at_node));
+        let mut client = WebSocketStream::from_raw_socket(client, Role::Client, None).await;
+        client.send(message(Channel::Stdin, b"hello")).await.unwrap();
+        // What is no message of a session is passed over.
+        client.send(Message::Binary(Bytes::new())).await.unwrap();
+        client.send(Message::Binary(Bytes::from_static(&[9, 9]))).await.unwrap();
+        client.send(message(Channel::Close, &[0])).await.unwrap();
+        let mut heard = Vec::new();
+        let end = loop {
+            match client.next().await.unwrap().unwrap() {
+                Message::Binary(bytes) => heard.push((bytes[0], bytes.slice(1..))),
+                Message::Close(frame) => break frame,
+                other => panic!("{other:?}"),
+            }
+        };
+        let expected = [(1, &b""[..]), (1, b"HELLO"), (2, b"done"), (3, STATUS)];
+        assert_eq!(heard, expected.map(|(channel, bytes)| (channel, Bytes::copy_from_slice(bytes))));
+        assert_eq!(end.unwrap().code, CloseCode::Normal, "clients take every other end for a failure");
+        session.await.unwrap().unwrap();
+        node.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_session_in_streams_waits_for_all_of_them_and_ends_in_order() {
+        let ((client, server), (to_node, at_node)) = (duplex(4096), duplex(4096));
+        let wanted = expected(vec![Channel::Stdin, Channel::Stdout, Channel::Stderr], false);
+        let session = tokio::spawn(async move { streams(server, to_node, wanted).await });
+        let node = tokio::spawn(node(at_node));
+        let (mut reader, io) = tokio::io::split(client);
+        let mut writer = Writer { io, headers: Headers::new().unwrap() };
+        for (id, ty) in [(1, "error"), (3, "stdin"), (5, "stdout"), (7, "stderr")] {
+            let open = spdy::open_frame(id, &[("streamtype", ty)], &mut writer.headers).unwrap();
+            writer.io.write_all(&open).await.unwrap();
+        }
+        writer.put(&Out::Data { id: 3, bytes: Bytes::from_static(b"hello"), fin: true }).await.unwrap();
+        let (mut heard, mut ended) = (BTreeMap::<u32, Vec<u8>>::new(), Vec::new());
+        let mut headers = Headers::new().unwrap();
+        while let Some(frame) = spdy::read_frame(&mut reader, &mut headers).await.unwrap() {
+            if let Frame::Data { id, bytes, fin } = frame {
+                heard.entry(id).or_default().extend(&bytes);
+                ended.extend(fin.then_some(id));
+            }
+        }
+        assert_eq!((&heard[&5][..], &heard[&7][..], &heard[&1][..]), (&b"HELLO"[..], &b"done"[..], STATUS));
+        ended.sort_unstable();
+        assert_eq!(ended, [1, 3, 5, 7]);
+        session.await.unwrap().unwrap();
+        node.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_client_that_goes_takes_its_session_along() {
+        let ((client, server), (to_node, mut at_node)) = (duplex(4096), duplex(4096));
+        let session = tokio::spawn(async move { messages(server, to_node, &[Channel::Stdout]).await });
+        drop(client);
+        assert!(session.await.unwrap().is_err(), "it broke off");
+        assert_eq!(read_frame(&mut at_node).await.unwrap(), None);
+    }
+}

@@ -525,6 +525,17 @@ where
     data
 }
 
+/// The frame by which a client opens a stream.
+#[cfg(test)]
+pub(crate) fn open_frame(id: u32, pairs: &[(&str, &str)], headers: &mut Headers) -> io::Result<BytesMut> {
+    let mut payload = id.to_be_bytes().to_vec();
+    payload.extend([0; 6]);
+    payload.extend(headers.write(pairs)?);
+    let mut out = BytesMut::new();
+    put_control(&mut out, SYN_STREAM, &payload);
+    Ok(out)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -574,11 +585,8 @@ mod tests {
 
     impl Client {
         async fn open(&mut self, id: u32, ty: &str, fin: bool) {
-            let mut payload = id.to_be_bytes().to_vec();
-            payload.extend([0; 6]);
-            payload.extend(self.headers.write(&[("streamtype", ty), ("port", "80"), ("requestid", "0")]).unwrap());
-            let mut out = BytesMut::new();
-            put_control(&mut out, SYN_STREAM, &payload);
+            let pairs = [("streamtype", ty), ("port", "80"), ("requestid", "0")];
+            let mut out = open_frame(id, &pairs, &mut self.headers).unwrap();
             out[4] = u8::from(fin);
             self.io.write_all(&out).await.unwrap();
         }
