@@ -36,6 +36,13 @@ impl Seen {
         &*self.key.resource == resource
     }
 
+    /// The UID of the object that is no more since this change: deleted, or another one took its name.
+    pub(crate) fn ended(&self) -> Option<&str> {
+        let old = self.old.as_ref()?.object.index.uid.as_str();
+        let lives = self.new.as_ref().is_some_and(|new| new.object.index.uid == old);
+        (!lives).then_some(old)
+    }
+
     /// The object as it is, or as it last was.
     pub(crate) fn latest(&self) -> Option<&Side> {
         self.new.as_ref().or(self.old.as_ref())
@@ -189,9 +196,10 @@ impl Cache {
     /// Lets go of what was kept for the sake of an object that is no more.
     fn forget(&mut self, seen: &Seen) {
         let Some(old) = &seen.old else { return };
-        let same_life = seen.new.as_ref().is_some_and(|new| new.object.index.uid == old.object.index.uid);
-        if !same_life && !self.dependents.contains_key(&old.object.index.uid) {
-            self.group_revision.remove(&old.object.index.uid);
+        if let Some(uid) = seen.ended()
+            && !self.dependents.contains_key(uid)
+        {
+            self.group_revision.remove(uid);
         }
         let name = &*seen.key.name;
         if seen.is(resource::LEASES) && &*seen.key.namespace == LEASE_NAMESPACE && seen.new.is_none() {

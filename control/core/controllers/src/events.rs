@@ -3,10 +3,10 @@
 //! A flood says no more than its first lines, so equal events raise a count, similar ones are combined, and one source
 //! may only say so much about one object. The numbers are those that Kubernetes users know.
 
+use crate::plan::api_type;
 use crate::wish::Write;
-use dhow_api::{Tree, kinds};
-use dhow_state::Object;
-use dhow_types::Time;
+use dhow_state::{Key, Object};
+use dhow_types::{Revision, Time};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -69,10 +69,27 @@ struct Story {
     told: BTreeMap<&'static str, BTreeMap<String, Recorded>>,
 }
 
-/// Turns notes into event writes.
+/// An event that is to be written. Small, since thousands may wait for their turn; the tree is made when it has come.
+#[derive(Debug)]
+pub(crate) struct Told {
+    source: &'static str,
+    about: Key,
+    uid: String,
+    revision: Revision,
+    severity: Severity,
+    reason: &'static str,
+    message: String,
+    name: String,
+    count: u64,
+    first: Time,
+    last: Time,
+}
+
+/// Turns notes into events.
 #[derive(Debug)]
 pub(crate) struct Events {
-    stories: BTreeMap<(&'static str, String), Story>,
+    /// By the UID of the object and the source.
+    stories: BTreeMap<(String, &'static str), Story>,
     made: u64,
 }
 
@@ -82,10 +99,10 @@ impl Events {
         Self { stories: BTreeMap::new(), made: seed }
     }
 
-    /// The write that records a note of `source`, unless too much was said already.
-    pub(crate) fn record(&mut self, now: Time, source: &'static str, note: &Note) -> Option<Write> {
+    /// The event that a note of `source` makes, unless too much was said already.
+    pub(crate) fn record(&mut self, now: Time, source: &'static str, note: &Note) -> Option<Told> {
         self.make_room();
-        let key = (source, note.about.index.uid.clone());
+        let key = (note.about.index.uid.clone(), source);
         let story = self.stories.entry(key).or_insert_with(|| Story {
             tokens: BURST * REFILL_MS,
             refilled: now,
@@ -111,7 +128,28 @@ impl Events {
         });
         recorded.count += 1;
         recorded.last = now;
-        Some(Write::Event { tree: tree(source, note, &message, recorded) })
+        Some(Told {
+            source,
+            about: note.about.key.clone(),
+            uid: note.about.index.uid.clone(),
+            revision: note.about.revision,
+            severity: note.severity,
+            reason: note.reason,
+            message,
+            name: recorded.name.clone(),
+            count: recorded.count,
+            first: recorded.first,
+            last: now,
+        })
+    }
+
+    /// Lets go of what was said about an object that is gone.
+    pub(crate) fn forget(&mut self, uid: &str) {
+        let of_it =
+            self.stories.range((uid.to_owned(), "")..).map(|(key, _)| key).take_while(|(about, _)| about == uid);
+        for key in of_it.cloned().collect::<Vec<_>>() {
+            self.stories.remove(&key);
+        }
     }
 
     /// How many objects' events are remembered.
@@ -130,42 +168,48 @@ impl Events {
     }
 }
 
-fn tree(source: &'static str, note: &Note, message: &str, recorded: &Recorded) -> Tree {
-    let about = &note.about;
-    let (api_version, kind) = kinds::by_group_resource(&about.key.resource)
-        .map_or_else(|| (String::new(), ""), |kind| (kind.api_version(), kind.kind));
-    let namespace = if about.key.namespace.is_empty() { "default" } else { &*about.key.namespace };
-    let mut involved = json!({
-        "kind": kind, "name": &*about.key.name, "uid": about.index.uid,
-        "apiVersion": api_version, "resourceVersion": about.revision.to_string(),
-    });
-    if !about.key.namespace.is_empty() {
-        involved["namespace"] = json!(&*about.key.namespace);
+impl Told {
+    /// Who says it.
+    pub(crate) fn source(&self) -> &'static str {
+        self.source
     }
-    json!({
-        "apiVersion": "v1", "kind": "Event",
-        "metadata": {"name": recorded.name, "namespace": namespace},
-        "involvedObject": involved,
-        "reason": note.reason,
-        "message": message,
-        "source": {"component": source},
-        "firstTimestamp": recorded.first.to_rfc3339(),
-        "lastTimestamp": recorded.last.to_rfc3339(),
-        "count": recorded.count,
-        "type": match note.severity { Severity::Normal => "Normal", Severity::Warning => "Warning" },
-        "eventTime": null,
-        "reportingComponent": source,
-        "reportingInstance": "",
-    })
+
+    /// The write that records it.
+    pub(crate) fn into_write(self) -> Write {
+        let about = &self.about;
+        let (api_version, kind) = api_type(about);
+        let namespace = if about.namespace.is_empty() { "default" } else { &*about.namespace };
+        let mut involved = json!({
+            "kind": kind, "name": &*about.name, "uid": self.uid,
+            "apiVersion": api_version, "resourceVersion": self.revision.to_string(),
+        });
+        if !about.namespace.is_empty() {
+            involved["namespace"] = json!(&*about.namespace);
+        }
+        let tree = json!({
+            "apiVersion": "v1", "kind": "Event",
+            "metadata": {"name": self.name, "namespace": namespace},
+            "involvedObject": involved,
+            "reason": self.reason,
+            "message": self.message,
+            "source": {"component": self.source},
+            "firstTimestamp": self.first.to_rfc3339(),
+            "lastTimestamp": self.last.to_rfc3339(),
+            "count": self.count,
+            "type": match self.severity { Severity::Normal => "Normal", Severity::Warning => "Warning" },
+            "eventTime": null,
+            "reportingComponent": self.source,
+            "reportingInstance": "",
+        });
+        Write::Event { tree }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use bytes::Bytes;
-    use dhow_api::meta;
-    use dhow_state::Key;
-    use dhow_types::Revision;
+    use dhow_api::{Tree, meta};
     use std::collections::BTreeSet;
 
     fn pod(name: &str) -> Arc<Object> {
@@ -175,7 +219,7 @@ mod tests {
 
     fn say(events: &mut Events, at_s: i64, message: &str) -> Option<Tree> {
         let note = Note::normal(&pod("web"), "Created", message);
-        match events.record(Time::from_secs(at_s), "tester", &note)? {
+        match events.record(Time::from_secs(at_s), "tester", &note)?.into_write() {
             Write::Event { tree } => Some(tree),
             other => panic!("not an event: {other:?}"),
         }
@@ -215,5 +259,16 @@ mod tests {
             assert!(events.record(at, "tester", &note).is_some());
         }
         assert!(events.stories.len() <= REMEMBERED_MAX);
+    }
+
+    #[test]
+    fn who_is_gone_is_forgotten() {
+        let mut events = Events::new(0);
+        for (name, source) in [("a", "one"), ("a", "two"), ("ab", "one"), ("b", "one")] {
+            events.record(Time::default(), source, &Note::normal(&pod(name), "Created", "hello")).unwrap();
+        }
+        events.forget("a");
+        let left: Vec<&str> = events.stories.keys().map(|(uid, _)| uid.as_str()).collect();
+        assert_eq!(left, ["ab", "b"]);
     }
 }

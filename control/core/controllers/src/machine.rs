@@ -2,7 +2,7 @@
 
 use crate::cache::Cache;
 use crate::controllers::CONTROLLERS;
-use crate::events::{Events, Note};
+use crate::events::{Events, Note, Told};
 use crate::plan::{Ctx, Planned, target};
 use crate::queue::{ControllerId, Job, Queue};
 use crate::scheduler::{self, Attempt, Scheduler};
@@ -16,7 +16,8 @@ use std::collections::{BTreeMap, VecDeque};
 const WRITES_IN_FLIGHT_MAX: usize = 1024;
 /// Events among them: they must not keep the writes that matter waiting.
 const EVENTS_IN_FLIGHT_MAX: usize = 64;
-/// Events that wait to be written. More are dropped: events are for people, and so many nobody reads.
+/// Events that wait to be written, a few hundred bytes each. More are dropped: events are for people, and so many nobody
+/// reads.
 const EVENTS_WAITING_MAX: usize = 16_384;
 /// Keys that one wake runs, so that changes are taken in between.
 const RUNS_PER_WAKE_MAX: usize = 256;
@@ -68,7 +69,7 @@ pub struct Controllers {
     queue: Queue,
     scheduler: Scheduler,
     events: Events,
-    events_waiting: VecDeque<(&'static str, Write)>,
+    events_waiting: VecDeque<Told>,
     events_in_flight: usize,
     in_flight: BTreeMap<WriteId, By>,
     last_id: u64,
@@ -160,11 +161,17 @@ impl Controllers {
     }
 
     fn note(&mut self, now: Time, by: &'static str, note: Option<Note>) {
-        let write = note.and_then(|note| self.events.record(now, by, &note));
-        if let Some(write) = write
+        let Some(note) = note else { return };
+        let told = self.events.record(now, by, &note);
+        let uid = &note.about.index.uid;
+        if self.cache.by_uid(uid).is_none() {
+            // The result of a write came after the object's end.
+            self.events.forget(uid);
+        }
+        if let Some(told) = told
             && self.events_waiting.len() < EVENTS_WAITING_MAX
         {
-            self.events_waiting.push_back((by, write));
+            self.events_waiting.push_back(told);
         }
     }
 
@@ -211,10 +218,10 @@ impl Controllers {
 
     fn send_events(&mut self, out: &mut Vec<Out>) {
         while self.events_in_flight < EVENTS_IN_FLIGHT_MAX
-            && let Some((by, write)) = self.events_waiting.pop_front()
+            && let Some(told) = self.events_waiting.pop_front()
         {
             self.events_in_flight += 1;
-            self.send(by, write, By::Events, out);
+            self.send(told.source(), told.into_write(), By::Events, out);
         }
     }
 
@@ -232,6 +239,9 @@ impl Machine for Controllers {
         match input {
             In::Changed(change) => {
                 let seen = self.cache.apply(now, &change);
+                if let Some(uid) = seen.ended() {
+                    self.events.forget(uid);
+                }
                 if self.synced {
                     self.spread(now, &seen);
                 }

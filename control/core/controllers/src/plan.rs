@@ -128,10 +128,14 @@ pub(crate) fn names_from(sight: impl Iterator<Item = u8>) -> Rng {
     Rng::new(seed)
 }
 
+/// The `apiVersion` and `kind` of the object that a key names.
+pub(crate) fn api_type(key: &Key) -> (String, &'static str) {
+    kinds::by_group_resource(&key.resource).map_or_else(|| (String::new(), ""), |kind| (kind.api_version(), kind.kind))
+}
+
 /// An owner reference that makes `owner` the managing controller.
 pub(crate) fn controller_ref(owner: &Object) -> Tree {
-    let (api_version, kind) = kinds::by_group_resource(&owner.key.resource)
-        .map_or_else(|| (String::new(), ""), |kind| (kind.api_version(), kind.kind));
+    let (api_version, kind) = api_type(&owner.key);
     serde_json::json!({
         "apiVersion": api_version, "kind": kind, "name": &*owner.key.name, "uid": owner.index.uid,
         "controller": true, "blockOwnerDeletion": true,
