@@ -2,6 +2,7 @@
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 mod harness;
+mod members;
 
 use harness::{Cluster, eventually, exchange, http_get};
 use serde_json::Value as Tree;

@@ -69,7 +69,9 @@ impl Driver {
             }
             Out::Lost { proposals, reads } => {
                 proposals.into_iter().for_each(|id| self.answer_error(id, WriteError::Lost));
-                reads.into_iter().for_each(|id| self.answer_read(id, &Err(WriteError::NoLeader)));
+                // What is committed may wait here for room on the disk.
+                let why = self.log.refusal(0).map_or(WriteError::NoLeader, WriteError::Unavailable);
+                reads.into_iter().for_each(|id| self.answer_read(id, &Err(why.clone())));
             }
             Out::Refused(id, why) => self.answer_error(id, why.into()),
             Out::Role { role, term } => self.show_role(role, term),
