@@ -404,6 +404,7 @@ impl Driver {
             progress: self.consensus.progress(),
             database_bytes: 0,
             log_bytes: self.log.bytes(),
+            lazy: self.work.lazy.len(),
             objects: state.len(),
             revision: state.revision(),
         }

@@ -114,6 +114,8 @@ pub struct Status {
     pub database_bytes: u64,
     /// What the log takes on the disk, its empty room included.
     pub log_bytes: u64,
+    /// Lazy writes that wait for another one's sync.
+    pub lazy: usize,
     /// How many objects there are.
     pub objects: usize,
     /// The state's revision.

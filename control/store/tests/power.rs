@@ -281,6 +281,43 @@ fn cut_and_look(cuts: u64, bytes: usize) {
     disks.retain(|other| !Arc::ptr_eq(other, &disk));
 }
 
+/// A hundred nodes renew their leases every ten seconds: in the three seconds that a lazy write may wait, 30 come
+/// together and cost one sync. A flush of the object database costs a few more, every half minute.
+#[test]
+fn heartbeats_share_syncs() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("store");
+    fs::create_dir(&root).unwrap();
+    let disk = Disk::watch(&root);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let replica = Replica::open(Config::new(&root), Arc::new(Alone)).unwrap();
+    let beat = |n: u64| {
+        let replica = replica.clone();
+        runtime.spawn(async move { replica.write_lazily(put(&format!("node-{n}"), n, 100)).await.unwrap().revision })
+    };
+    // Whoever is not lazy takes those along who are.
+    let before = disk.syncs.load(Ordering::SeqCst);
+    let beats: Vec<_> = (0..30).map(beat).collect();
+    let waiting = || 30 - beats.iter().filter(|beat| beat.is_finished()).count();
+    while runtime.block_on(replica.status()).unwrap().lazy < 30 {
+        assert_eq!(waiting(), 30, "nobody else has synced");
+    }
+    let applied = runtime.block_on(replica.write(put("eager", 1, 100))).unwrap();
+    for beat in beats {
+        assert!(runtime.block_on(beat).unwrap() > applied.revision);
+    }
+    assert_eq!(disk.syncs.load(Ordering::SeqCst), before + 1);
+    // And if nobody comes, they go together.
+    let beats: Vec<_> = (0..30).map(beat).collect();
+    for beat in beats {
+        runtime.block_on(beat).unwrap();
+    }
+    assert_eq!(disk.syncs.load(Ordering::SeqCst), before + 2);
+    runtime.block_on(replica.close());
+    let flush = disk.syncs.load(Ordering::SeqCst) - before - 2;
+    assert!(flush <= 12, "a flush of little costs {flush} syncs");
+}
+
 /// How often the power is cut for each size of values.
 fn cuts() -> u64 {
     std::env::var("DHOW_POWER_CUTS").map_or(34, |cuts| cuts.parse().unwrap())

@@ -306,6 +306,43 @@ async fn watchers_see_every_change_once_and_in_order() {
 }
 
 #[tokio::test]
+async fn a_node_sees_what_comes_to_it_and_what_leaves_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let replica = open(config(dir.path())).await.unwrap();
+    let pod = |name: &str, node: &str| {
+        let value = format!(r#"{{"metadata":{{"name":"{name}"}},"spec":{{"nodeName":"{node}"}}}}"#).into();
+        let key = Key::new("pods", if name == "c" { "other" } else { "default" }, name);
+        Txn::one(Op::Put { key, value, expect: Expect::Any, expires: None })
+    };
+    let on = |node: &str, namespace| Filter { node: Some(node.into()), ..Filter::new("pods", namespace) };
+    replica.write(pod("a", "")).await.unwrap();
+    let filters =
+        [on("n1", None), on("n2", None), on("n1", Some("default")), on("n3", None), Filter::new("pods", None)];
+    let mut live: Vec<_> = filters.iter().map(|filter| replica.watch(filter.clone(), From::Now).unwrap()).collect();
+    for (name, node) in [("a", "n1"), ("b", "n2"), ("c", "n1"), ("a", "n1"), ("a", "n2"), ("b", "")] {
+        replica.write(pod(name, node)).await.unwrap();
+    }
+    let key = Key::new("pods", "other", "c");
+    replica.write(Txn::one(Op::Delete { key, expect: Expect::Present, last: None })).await.unwrap();
+    let wanted: [&[u64]; 5] = [&[2, 4, 5, 6, 8], &[3, 6, 7], &[2, 5, 6], &[], &[2, 3, 4, 5, 6, 7, 8]];
+    for ((filter, watch), want) in filters.iter().zip(&mut live).zip(wanted) {
+        let mut resumed = replica.watch(filter.clone(), From::After(Revision(1))).unwrap();
+        for watch in [watch, &mut resumed] {
+            watch.request_progress();
+            let mut seen = Vec::new();
+            loop {
+                match watch.next().await.unwrap() {
+                    WatchItem::Changes(changes) => seen.extend(changes.iter().map(|change| change.revision.0)),
+                    WatchItem::Progress(at) => break assert_eq!(at, Revision(8)),
+                    WatchItem::Lagged => panic!("nobody is slow"),
+                }
+            }
+            assert_eq!(seen, want, "{filter:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_slow_watcher_is_cut_off_and_the_others_are_not() {
     let dir = tempfile::tempdir().unwrap();
     let replica = open(config(dir.path())).await.unwrap();
@@ -511,4 +548,37 @@ async fn a_full_disk_refuses_writes_until_there_is_room() {
     replica.close().await;
     let replica = open(config(dir.path())).await.unwrap();
     assert_eq!(replica.state().len() as u64, kept + 1);
+}
+
+/// What the database may take beside twice what lives in it: empty slots of each size, and a log of its own.
+const DATABASE_BYTES_BESIDE: u64 = 8 << 20;
+
+#[tokio::test]
+async fn churn_does_not_let_the_database_grow() {
+    let dir = tempfile::tempdir().unwrap();
+    let replica = open(Config { flush_every: Duration::from_millis(1), ..config(dir.path()) }).await.unwrap();
+    let mut rng = Rng::new(9);
+    let mut most = 0;
+    let chance = |rng: &mut Rng, bytes: usize| -> String {
+        // Nothing that compresses.
+        (0..bytes / 16).map(|_| format!("{:016x}", rng.next_u64())).collect()
+    };
+    for round in 0..200 {
+        // Objects come, change their size, and go; names do not come again, as those of pods and events.
+        let ops = (0..10).map(|n| {
+            let size = [100, 900, 5_000, 20_000][rng.below(4) as usize];
+            put(&format!("n{}-{n}", round % 10), &chance(&mut rng, size), Expect::Any).ops.remove(0)
+        });
+        let fresh = put(&format!("fresh-{round}"), "x", Expect::Absent).ops;
+        let gone = (round >= 50).then(|| delete(&format!("fresh-{}", round - 50)).ops.remove(0));
+        let ops = ops.chain(fresh).chain(gone).collect();
+        replica.write(Txn { ops }).await.unwrap();
+        if round % 50 == 49 {
+            most = most.max(replica.status().await.unwrap().database_bytes);
+        }
+    }
+    let live: u64 = replica.state().iter().map(|object| object.json().len() as u64).sum();
+    assert!(most <= 2 * live + DATABASE_BYTES_BESIDE, "{most} bytes for {live}");
+    let status = replica.status().await.unwrap();
+    assert!(status.log_bytes < 4 << 20, "the log is cut behind the flushes: {}", status.log_bytes);
 }
