@@ -11,7 +11,7 @@ use crate::truth::Truth;
 use crate::watchers::Watcher;
 use crate::weather::Weather;
 use bytes::Bytes;
-use dhow_consensus::{In, Members, Position, ProposalId};
+use dhow_consensus::{In, Members, Position, ProposalId, Role};
 use dhow_types::{Rng, Time};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -330,13 +330,23 @@ impl World {
     }
 
     fn is_at_rest(&self) -> bool {
-        let Some(members) = self.members_at_rest() else { return false };
+        let (Some(members), Some(leader)) = (self.members_at_rest(), self.leader()) else { return false };
+        // Who voted once and asks the one who leads now is told that it is no member any more.
+        let knows = |(id, node): (&u64, &Node)| match &node.running {
+            Some(running) if !members.contains(id) && running.consensus.members().votes(leader) => {
+                running.consensus.role() == Role::Removed || !running.consensus.members().votes(*id)
+            }
+            _ => true,
+        };
+        if !self.nodes.iter().all(knows) {
+            return false;
+        }
         let all = self.nodes.values().filter_map(|node| node.running.as_ref());
         let mut applied: Vec<_> = Vec::new();
         for id in members {
             let Some(running) = &self.nodes[&id].running else { return false };
             let last = running.consensus.last();
-            if last != running.applied || running.consensus.leader() != self.leader() {
+            if last != running.applied || running.consensus.leader() != Some(leader) {
                 return false;
             }
             applied.push(running.applied);

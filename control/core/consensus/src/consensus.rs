@@ -24,6 +24,10 @@ const HEARTBEAT_TICKS: usize = 2;
 /// Entries in one message to another member. A follower that lags gets as much as goes over a slow link in a heartbeat.
 const MESSAGE_BYTES_MAX: u64 = 1 << 20;
 
+/// Messages on their way to one member without an answer. With [`MESSAGE_BYTES_MAX`] it bounds what a leader holds for
+/// a slow one, and still fills a link of 100 ms; more entries wait for an answer and travel together.
+const MESSAGES_MAX: usize = 64;
+
 /// Proposals that are not committed yet. More are refused, so that a leader without followers does not fill its memory.
 const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
 
@@ -96,6 +100,7 @@ impl Consensus {
             heartbeat_tick: HEARTBEAT_TICKS,
             applied: applied.index,
             max_size_per_msg: MESSAGE_BYTES_MAX,
+            max_inflight_msgs: MESSAGES_MAX,
             max_uncommitted_size: UNCOMMITTED_BYTES_MAX,
             max_committed_size_per_ready: COMMIT_BYTES_MAX,
             batch_append: true,
@@ -242,13 +247,14 @@ impl Consensus {
             let ran_out = !self.is_leader() && self.node.raft.election_elapsed == 0;
             self.draw_timeout(ran_out);
         } else {
-            // It must not stand for election, but see that its leader is silent: someone may need its vote, who does
-            // not know yet that it has none.
-            let raft = &mut self.node.raft;
-            raft.election_elapsed += 1;
-            if raft.election_elapsed >= 2 * ELECTION_TICKS {
-                raft.leader_id = 0;
-            }
+            // It must not stand for election, and yet see that its leader is silent.
+            self.node.raft.election_elapsed += 1;
+        }
+        let raft = &mut self.node.raft;
+        if raft.election_elapsed >= 2 * ELECTION_TICKS && raft.state == StateRole::Follower {
+            // Who cannot stand for election would follow for ever whoever is gone, and refuse its vote to those who
+            // can: a removed member is needed by one that does not know yet that it is.
+            raft.leader_id = 0;
         }
         let ended = self.proposals.expire(self.ticks);
         let reads = self.reads.expire(self.ticks);

@@ -191,6 +191,21 @@ fn the_last_of_two_stays_when_its_leader_goes() {
 }
 
 #[test]
+fn a_learner_notices_that_its_leader_is_gone() {
+    let mut net = Net::of(&[1]);
+    net.start(2, Disk::default());
+    net.change(1, 1, &[AddLearner(2)]);
+    net.pass(1_000);
+    assert_eq!(net.member(2).consensus.role(), Role::Follower { leader: Some(1) });
+    let disk = net.stop(1);
+    net.pass(3_000);
+    assert_eq!(net.member(2).consensus.role(), Role::Follower { leader: None });
+    net.start(1, disk);
+    net.pass(1_000);
+    assert_eq!(net.member(2).consensus.role(), Role::Follower { leader: Some(1) });
+}
+
+#[test]
 fn who_is_removed_votes_for_a_leader_that_forgot_it() {
     let mut net = Net::of(&[1, 2]);
     let leader = net.elect();
