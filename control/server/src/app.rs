@@ -28,7 +28,7 @@ const PLANS_MAX: usize = 12;
 
 /// How long a request waits while the control nodes elect a leader, before its client is told to try again: elections
 /// take one second, a busy machine makes it some.
-const LEADER_WAIT: Duration = Duration::from_secs(5);
+pub(crate) const LEADER_WAIT: Duration = Duration::from_secs(5);
 
 /// The rest between two attempts meanwhile.
 const LEADER_REST: Duration = Duration::from_millis(50);
@@ -110,6 +110,13 @@ impl App {
     /// Whether this member leads.
     pub(crate) fn is_leader(&self) -> bool {
         lead::leads(&self.role.borrow())
+    }
+
+    /// Waits until somebody leads, but no longer than that.
+    pub(crate) async fn until_led(&self, patience: Duration) {
+        let mut role = self.role.clone();
+        // Either way, who asks looks for itself.
+        let _led = tokio::time::timeout(patience, role.wait_for(|now| now.leader.is_some())).await;
     }
 
     /// Waits until this member leads; `false` when the server stops instead.

@@ -10,7 +10,7 @@ use dhow_store::{MemberChange, Role, Status, WriteError};
 use dhow_types::Chain;
 use std::sync::Arc;
 use std::time::Duration;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 /// How often learners are looked at while there are any.
 const LEARNERS_EVERY: Duration = Duration::from_millis(250);
@@ -78,6 +78,10 @@ async fn look(app: &App) -> Result<Duration, String> {
             Err(error) => debug!(member = progress.member, %error, "a learner does not vote yet"),
         }
     }
+    let known = |id: &u64| status.members.voters.contains(id) || status.members.learners.contains(id);
+    if !members.iter().all(|member| known(&member.id)) {
+        crate::members::tidy(app).await.map_err(|error| error.message)?;
+    }
     // As of the status: who has just been let vote is looked at once more, and is an endpoint then.
     let all_vote = members.iter().all(|member| status.members.voters.contains(&member.id));
     Ok(match (all_vote, members.len()) {
@@ -94,6 +98,17 @@ fn endpoints(app: &App, status: &Status, members: &[Member]) -> Vec<(Member, boo
         id == app.member.id || status.progress.iter().any(|progress| progress.member == id && progress.active)
     };
     serving.map(|member| (member.clone(), reachable(member.id))).collect()
+}
+
+/// Says it once, and aloud, when this member is none any more.
+pub(crate) async fn tell_removal(app: Arc<App>) {
+    let mut role = app.role.clone();
+    if let Some(Ok(_)) = app.machines_stop.or(role.wait_for(|now| now.role == Role::Removed)).await {
+        error!(
+            name = app.member.name,
+            "this control node was removed from its cluster: stop it and move its data directory away before it joins anew"
+        );
+    }
 }
 
 /// Removes what is over, on the leader.

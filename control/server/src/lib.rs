@@ -15,7 +15,7 @@
 //! | sender, link, snapshot (`links`) | at stop | see there |
 //! | controllers, lead | at stop; rest while another member leads | begin anew from the present state |
 //! | expiry sweep | at stop | the next sweep does it |
-//! | members, images, backups, certificate, kubeconfig | at stop | try again after a rest |
+//! | members, removal, images, backups, certificate, kubeconfig | at stop | try again after a rest |
 //! | stream to a node, port-forward | with their request; at stop | the client asks again |
 //!
 //! # Invariants
@@ -65,7 +65,7 @@ use app::App;
 use dhow_api::status::ApiError;
 use dhow_pki::{Identity, PkiError, San, Usage};
 use dhow_quic::{Endpoint, QuicError};
-use dhow_store::OpenError;
+use dhow_store::{OpenError, Replica};
 use dhow_tasks::Tasks;
 use members::TokenFor;
 use std::net::SocketAddr;
@@ -294,6 +294,11 @@ impl Server {
     /// node alone, and once.
     pub async fn create_member_token(&self, name: Option<&str>) -> Result<String, ServerError> {
         Ok(members::create_token(&self.app, TokenFor::Member(name)).await?.to_string())
+    }
+
+    /// The store of this member, for those who embed the server or measure it.
+    pub fn replica(&self) -> &Replica {
+        &self.app.replica
     }
 
     /// Stops in order: no new connections, watches end, requests drain, controllers rest, the store hands its lead over

@@ -4,7 +4,7 @@
 //! one after the other; another member passes the request on with its own certificate.
 
 use crate::answer::{self, Answer, Style};
-use crate::app::{App, now};
+use crate::app::{App, LEADER_WAIT, now};
 use crate::body::RequestBody;
 use crate::member::{self, Cluster, Member};
 use crate::{auth, pki, write};
@@ -36,6 +36,9 @@ const ASK: Duration = Duration::from_secs(2);
 /// How long the leader may take for a request that is passed on to it.
 const FORWARD: Duration = Duration::from_secs(30);
 
+/// How long the list waits for a leader before it tells what is known without one.
+const LIST_WAIT: Duration = Duration::from_secs(1);
+
 /// A learner counts as caught up when it lacks no more entries than come in while it is promoted.
 pub(crate) const LAG_MAX: u64 = 256;
 
@@ -63,10 +66,17 @@ pub(crate) async fn handle(
         // What the token is good for is known here alone: the leader sees only that a member asks.
         check_bound_name(app, user, &body)?;
     }
+    app.until_led(if method == Method::GET { LIST_WAIT } else { LEADER_WAIT }).await;
     if app.is_leader() {
         return handle_as_leader(app, user, method, path, &body).await;
     }
     match forward(app, method, path, &body).await {
+        Ok(answer) => {
+            if answer.status().is_success() && path == "/dhow/v1/members/join" {
+                spend_token(app, user).await;
+            }
+            Ok(answer)
+        }
         // Without a leader the list is all the more wanted: of what this member knows by itself.
         Err(error) if error.code == 503 && method == Method::GET => {
             let status = app.replica.status().await.map_err(unavailable)?;
@@ -390,6 +400,24 @@ async fn spend_token(app: &App, user: &User) {
     }
 }
 
+/// Takes the records away of members that consensus does not know: a leader that takes one in may die in between.
+pub(crate) async fn tidy(app: &App) -> Result<(), ApiError> {
+    let _turn = turn(app).await;
+    let status = app.replica.status().await.map_err(unavailable)?;
+    let members = status.members;
+    let known = |id: u64| {
+        [&members.voters, &members.learners, &members.voters_outgoing, &members.learners_next]
+            .iter()
+            .any(|ids| ids.contains(&id))
+    };
+    let recorded = member::all(&app.replica.state());
+    for orphan in recorded.iter().filter(|member| !known(member.id)) {
+        warn!(member = orphan.id, name = orphan.name, "the record of a control node that never was one is removed");
+        forget(app, orphan).await;
+    }
+    Ok(())
+}
+
 /// Takes a member's record away, with what it had claimed.
 pub(crate) async fn forget(app: &App, member: &Member) {
     let mut ops = vec![Op::Delete { key: member.key(), expect: Expect::Present, last: None }];
@@ -440,6 +468,12 @@ async fn remove(app: &App, name: &str) -> Result<Answer, ApiError> {
     let member = named(app, name)?;
     let _turn = turn(app).await;
     let status = app.replica.status().await.map_err(unavailable)?;
+    if member.id == app.member.id && status.members.voters.len() > 1 {
+        // Who is no member any more cannot take its own record away: another one leads first.
+        check_removal(&member, app.member.id, &status)?;
+        app.replica.transfer_leadership(None).await.map_err(unavailable)?;
+        return forward(app, &Method::DELETE, &format!("{ROOT}/{}", member.id), &Bytes::new()).await;
+    }
     check_removal(&member, app.member.id, &status)?;
     let is_in = |ids: &[u64]| ids.contains(&member.id);
     if is_in(&status.members.voters) || is_in(&status.members.learners) {

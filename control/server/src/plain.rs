@@ -232,8 +232,15 @@ async fn store_check(app: &App, probe: &str) -> Result<Answer, ApiError> {
 }
 
 fn metrics(app: &App) -> String {
+    let role = *app.role.borrow();
     let state = app.replica.state();
-    let mut text = String::from("# TYPE dhow_store_revision counter\n");
+    let mut text = String::from("# TYPE dhow_consensus_term counter\n");
+    text.push_str(&format!("dhow_consensus_term {}\n", role.term));
+    text.push_str("# TYPE dhow_consensus_leader gauge\n");
+    text.push_str(&format!("dhow_consensus_leader {}\n", u8::from(app.is_leader())));
+    text.push_str("# TYPE dhow_consensus_members gauge\n");
+    text.push_str(&format!("dhow_consensus_members {}\n", app.members.borrow().len()));
+    text.push_str("# TYPE dhow_store_revision counter\n");
     text.push_str(&format!("dhow_store_revision {}\n", state.revision()));
     text.push_str("# TYPE dhow_store_objects gauge\n");
     for kind in dhow_api::kinds::all() {

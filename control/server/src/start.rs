@@ -120,6 +120,7 @@ async fn serve(
 
 fn run_machines(app: &Arc<App>, machines: &Tasks, controllers: dhow_controllers::Config) {
     machines.spawn("members", lead::follow_members(app.clone()));
+    machines.spawn("removal", lead::tell_removal(app.clone()));
     machines.spawn("certificate", certs::keep_fresh(app.clone()));
     if app.member.witness {
         return;

@@ -51,7 +51,8 @@ pub(crate) async fn watch(call: &Call<'_>) -> Result<Answer, ApiError> {
         (None, At::NotOlderThan(revision) | At::Exact(revision)) => revision,
         (None, At::Newest | At::Any) => call.app.replica.state().revision(),
     };
-    let filter = Filter::new(call.kind.resource(), namespace);
+    let mut filter = Filter::new(call.kind.resource(), namespace);
+    filter.node = options.selection.node.as_deref().map(Arc::from);
     let watch = match call.app.replica.watch(filter, From::After(after)) {
         Ok(watch) => watch,
         Err(compacted) => {

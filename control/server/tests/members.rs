@@ -186,6 +186,16 @@ async fn members_are_listed_promoted_and_removed() {
     admin(trio.server((leader + 2) % 3)).json(Method::DELETE, &path, None).await.unwrap();
     trio.until(leader, "two are left", |list| list["members"].as_array().unwrap().len() == 2).await;
     client.create(CONFIG_MAPS, &config_map("two-are-enough")).await.unwrap();
+    // The leader goes as well as any other.
+    let next = (leader + 2) % 3;
+    let path = format!("/dhow/v1/members/m{}", leader + 1);
+    client.json(Method::DELETE, &path, None).await.unwrap();
+    trio.until(next, "one is left and leads", |list| roles(list) == ["leader"]).await;
+    let (client, leader) = (admin(trio.server(next)), next);
+    client.create(CONFIG_MAPS, &config_map("one-is-enough")).await.unwrap();
+    let path = format!("/dhow/v1/members/m{}", leader + 1);
+    let refused = client.json(Method::DELETE, &path, None).await.unwrap_err();
+    assert!(refused.is(409) && refused.to_string().contains("is the only control node that votes"), "{refused}");
     // Its name is free again.
     let dir = tempfile::tempdir().unwrap();
     let name = format!("m{}", victim + 1);
@@ -247,6 +257,36 @@ async fn who_may_not_join_is_told_why_and_changes_nothing() {
     let refused = Server::start(config(dir.path(), "m1", anywhere())).await.err().unwrap();
     assert!(refused.to_string().contains("has lost its `store`: remove this control node"), "{refused}");
     other.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restored_cluster_does_not_mix_with_the_one_that_it_comes_from() {
+    let mut trio = Trio::start().await;
+    let leader = trio.leader(0).await;
+    let client = admin(trio.server(leader));
+    let backup = client.request(Method::GET, "/dhow/v1/backup", "*/*", None).await.unwrap().body;
+    // Where one of the old members was, another cluster is now, with the same CA and the same numbers.
+    let bind = trio.server(0).local_addr();
+    trio.servers[0].take().unwrap().stop().await;
+    let dir = tempfile::tempdir().unwrap();
+    dhow_store::restore(&backup[..], &dir.path().join("store"), 1).unwrap();
+    let restored = loop {
+        match Server::start(config(dir.path(), "m1", bind)).await {
+            // Its last connections still say good-bye.
+            Err(error) if error.is_in_use() => tokio::time::sleep(Duration::from_millis(20)).await,
+            started => break started.unwrap(),
+        }
+    };
+    admin(trio.server(1)).create(CONFIG_MAPS, &config_map("old")).await.unwrap();
+    admin(&restored).create(CONFIG_MAPS, &config_map("new")).await.unwrap();
+    assert!(admin(&restored).get(&format!("{CONFIG_MAPS}/old")).await.unwrap_err().is(404));
+    assert!(admin(trio.server(2)).get(&format!("{CONFIG_MAPS}/new")).await.unwrap_err().is(404));
+    let list = admin(&restored).get("/dhow/v1/members").await.unwrap();
+    assert_eq!(roles(&list), ["leader"], "{list}");
+    let list = admin(trio.server(2)).get("/dhow/v1/members").await.unwrap();
+    assert_eq!(list["members"][0]["reachable"], false, "{list}");
+    restored.stop().await;
+    trio.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -25,6 +25,8 @@ pub struct Selection {
     pub is_everything: bool,
     /// The one name that can match, if the field selector or the path says so.
     pub name: Option<String>,
+    /// The one node whose objects can match, if the field selector says so: what every agent asks for.
+    pub node: Option<String>,
 }
 
 impl Selection {
@@ -35,12 +37,14 @@ impl Selection {
         let labels = LabelSelector::parse(labels_text)?;
         let fields = FieldSelector::parse(fields_text, kind)?;
         let by_field = single_name(fields_text);
+        let node = single(fields_text, "spec.nodeName").map(str::to_owned);
         let name = if name.is_empty() { by_field } else { Some(name) };
         Ok(Selection {
             labels,
             fields,
             is_everything: labels_text.is_empty() && fields_text.is_empty() && name.is_none(),
             name: name.map(str::to_owned),
+            node,
         })
     }
 
@@ -55,9 +59,14 @@ impl Selection {
 
 /// The name in `metadata.name=x`, the commonest field selector: it turns a scan into a look-up.
 pub(crate) fn single_name(fields: &str) -> Option<&str> {
+    single(fields, "metadata.name")
+}
+
+/// The value that a field must have.
+fn single<'a>(fields: &'a str, label: &str) -> Option<&'a str> {
     fields
         .split(',')
-        .filter_map(|term| term.strip_prefix("metadata.name="))
+        .filter_map(|term| term.strip_prefix(label)?.strip_prefix('='))
         .map(|value| value.strip_prefix('=').unwrap_or(value))
         .find(|value| !value.is_empty() && !value.contains('\\'))
 }
