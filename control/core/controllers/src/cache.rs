@@ -51,23 +51,23 @@ impl Seen {
 
 impl Side {
     pub(crate) fn pod(&self) -> Option<&Pod> {
-        if let View::Pod(pod) = &self.view { Some(pod) } else { None }
+        self.view.pod().map(Arc::as_ref)
     }
 
     pub(crate) fn pod_view(&self) -> Option<Arc<Pod>> {
-        if let View::Pod(pod) = &self.view { Some(Arc::clone(pod)) } else { None }
-    }
-
-    pub(crate) fn node_view(&self) -> Option<Arc<Node>> {
-        if let View::Node(node) = &self.view { Some(Arc::clone(node)) } else { None }
+        self.view.pod().cloned()
     }
 
     pub(crate) fn node(&self) -> Option<&Node> {
-        if let View::Node(node) = &self.view { Some(node) } else { None }
+        self.view.node().map(Arc::as_ref)
+    }
+
+    pub(crate) fn node_view(&self) -> Option<Arc<Node>> {
+        self.view.node().cloned()
     }
 
     pub(crate) fn replica_set(&self) -> Option<&ReplicaSet> {
-        if let View::ReplicaSet(set) = &self.view { Some(set) } else { None }
+        self.view.replica_set().map(Arc::as_ref)
     }
 }
 
@@ -240,23 +240,23 @@ impl Cache {
     }
 
     pub(crate) fn pod(&self, key: &Key) -> Option<&Arc<Pod>> {
-        if let View::Pod(pod) = self.view(key)? { Some(pod) } else { None }
+        self.view(key)?.pod()
     }
 
     pub(crate) fn node(&self, name: &str) -> Option<&Arc<Node>> {
-        if let View::Node(node) = self.view(&Key::new(resource::NODES, "", name))? { Some(node) } else { None }
+        self.view(&Key::new(resource::NODES, "", name))?.node()
     }
 
     pub(crate) fn replica_set(&self, key: &Key) -> Option<&Arc<ReplicaSet>> {
-        if let View::ReplicaSet(set) = self.view(key)? { Some(set) } else { None }
+        self.view(key)?.replica_set()
     }
 
     pub(crate) fn deployment(&self, key: &Key) -> Option<&Arc<Deployment>> {
-        if let View::Deployment(deployment) = self.view(key)? { Some(deployment) } else { None }
+        self.view(key)?.deployment()
     }
 
     pub(crate) fn service(&self, key: &Key) -> Option<&Arc<Service>> {
-        if let View::Service(service) = self.view(key)? { Some(service) } else { None }
+        self.view(key)?.service()
     }
 
     /// The objects of a resource in one namespace, by name.
@@ -279,44 +279,29 @@ impl Cache {
         &'a self,
         namespace: &'b str,
     ) -> impl Iterator<Item = &'a Arc<ReplicaSet>> + use<'a, 'b> {
-        self.entries(resource::REPLICA_SETS, namespace).filter_map(|(_, view)| match view {
-            View::ReplicaSet(set) => Some(set),
-            _ => None,
-        })
+        self.entries(resource::REPLICA_SETS, namespace).filter_map(|(_, view)| view.replica_set())
     }
 
     pub(crate) fn deployments<'a, 'b>(
         &'a self,
         namespace: &'b str,
     ) -> impl Iterator<Item = &'a Arc<Deployment>> + use<'a, 'b> {
-        self.entries(resource::DEPLOYMENTS, namespace).filter_map(|(_, view)| match view {
-            View::Deployment(deployment) => Some(deployment),
-            _ => None,
-        })
+        self.entries(resource::DEPLOYMENTS, namespace).filter_map(|(_, view)| view.deployment())
     }
 
     pub(crate) fn services<'a, 'b>(
         &'a self,
         namespace: &'b str,
     ) -> impl Iterator<Item = &'a Arc<Service>> + use<'a, 'b> {
-        self.entries(resource::SERVICES, namespace).filter_map(|(_, view)| match view {
-            View::Service(service) => Some(service),
-            _ => None,
-        })
+        self.entries(resource::SERVICES, namespace).filter_map(|(_, view)| view.service())
     }
 
     pub(crate) fn pods_in<'a, 'b>(&'a self, namespace: &'b str) -> impl Iterator<Item = &'a Arc<Pod>> + use<'a, 'b> {
-        self.entries(resource::PODS, namespace).filter_map(|(_, view)| match view {
-            View::Pod(pod) => Some(pod),
-            _ => None,
-        })
+        self.entries(resource::PODS, namespace).filter_map(|(_, view)| view.pod())
     }
 
     pub(crate) fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
-        self.entries(resource::NODES, "").filter_map(|(_, view)| match view {
-            View::Node(node) => Some(node),
-            _ => None,
-        })
+        self.entries(resource::NODES, "").filter_map(|(_, view)| view.node())
     }
 
     /// The pods whose managing owner has this UID.

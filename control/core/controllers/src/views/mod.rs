@@ -47,6 +47,28 @@ pub(crate) enum View {
     Other,
 }
 
+impl View {
+    pub(crate) fn pod(&self) -> Option<&Arc<Pod>> {
+        if let Self::Pod(pod) = self { Some(pod) } else { None }
+    }
+
+    pub(crate) fn node(&self) -> Option<&Arc<Node>> {
+        if let Self::Node(node) = self { Some(node) } else { None }
+    }
+
+    pub(crate) fn replica_set(&self) -> Option<&Arc<ReplicaSet>> {
+        if let Self::ReplicaSet(set) = self { Some(set) } else { None }
+    }
+
+    pub(crate) fn deployment(&self) -> Option<&Arc<Deployment>> {
+        if let Self::Deployment(deployment) = self { Some(deployment) } else { None }
+    }
+
+    pub(crate) fn service(&self) -> Option<&Arc<Service>> {
+        if let Self::Service(service) = self { Some(service) } else { None }
+    }
+}
+
 /// Parses the view of an object.
 pub(crate) fn view(object: &Arc<Object>) -> View {
     match &*object.key.resource {
