@@ -91,11 +91,14 @@ impl Flusher {
     /// Hands over what changed; the state stands at `target` with it.
     pub(crate) fn add(&self, changes: &[Arc<Change>], target: Checkpoint) {
         let mut pending = self.shared.lock();
+        let before = pending.bytes;
         for change in changes {
             pending.bytes += change.last.json().len();
             pending.dirty.insert(change.key.clone(), change.new.clone());
         }
-        let wake = pending.target.is_none() || pending.bytes > DIRTY_BYTES_MIN;
+        // Only where the thread's patience changes: it need not hear of every write.
+        let crossed = |limit| before <= limit && pending.bytes > limit;
+        let wake = pending.target.is_none() || crossed(DIRTY_BYTES_MIN) || crossed(DIRTY_BYTES_MAX);
         pending.target = Some(target);
         drop(pending);
         if wake {

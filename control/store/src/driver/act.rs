@@ -7,7 +7,7 @@ use crate::image::{Image, Snapshot};
 use crate::replica::RoleNow;
 use crate::wal::Checkpoint;
 use dhow_consensus::{Committed, In, Install, Members, Out, Position, ProposalId, ReadId, Role};
-use dhow_state::{Applied, Change, Rejected, State, Txn};
+use dhow_state::{Applied, Change, DecodeError, Prepared, Rejected, State, Txn};
 use dhow_types::{Machine, Revision};
 use std::mem;
 use std::sync::{Arc, PoisonError};
@@ -22,14 +22,32 @@ pub(super) struct Installing {
     state: State,
 }
 
+/// An entry that has been read, which takes longer than to apply it and needs no lock.
+struct Ready {
+    position: Position,
+    members: Option<Members>,
+    what: What,
+}
+
+enum What {
+    /// A write of this member, whose writer waits.
+    Own(Prepared, Reply<Applied>, OwnedSemaphorePermit),
+    /// A write of another member, or of a former life: who cares how it ends hears of it there.
+    Foreign(Prepared),
+    Change(Reply<Members>),
+    /// Nothing for the state; `carried` if the entry carried something all the same.
+    Nothing {
+        carried: bool,
+    },
+    /// Nobody of this version wrote it.
+    Unreadable(DecodeError),
+}
+
 /// Answers that are given once the lock is free and the watchers are served.
 #[derive(Default)]
 struct Answers {
     writes: Vec<(Reply<Applied>, OwnedSemaphorePermit, Result<Applied, Rejected>)>,
     changes: Vec<Reply<Members>>,
-    /// An entry that nobody of this version wrote.
-    unreadable: Option<String>,
-    carried: bool,
 }
 
 impl Driver {
@@ -114,29 +132,32 @@ impl Driver {
     }
 
     fn apply_some(&mut self, entries: impl Iterator<Item = Committed>) -> Option<u64> {
+        let ready: Vec<Ready> = entries.map(|entry| self.make_ready(entry)).collect();
         let mut changes: Vec<Arc<Change>> = Vec::new();
         let mut answers = Answers::default();
+        let (mut carried, mut unreadable) = (false, None);
         let shared = self.shared.clone();
         let mut state = shared.state.write().unwrap_or_else(PoisonError::into_inner);
         let mut standing = shared.standing().clone();
-        for entry in entries {
-            let position = Position { index: entry.index, term: entry.term };
-            if position <= standing.applied {
-                // Handed out before an image was installed that holds it.
-                entry.id.into_iter().for_each(|id| self.answer_error(id, WriteError::Lost));
-                continue;
-            }
-            self.apply_one(&mut state, &mut standing.members, entry, &mut changes, &mut answers);
-            if answers.unreadable.is_some() {
+        for Ready { position, members, what } in ready {
+            if let What::Unreadable(error) = what {
+                unreadable = Some(format!("entry {} of the log cannot be applied: {error}", position.index));
                 break;
             }
+            if position <= standing.applied {
+                // Handed out before an image was installed that holds it; how a write ended nobody can say any more.
+                continue;
+            }
+            carried |= members.is_some() || !matches!(what, What::Nothing { carried: false } | What::Change(_));
+            standing.members = members.unwrap_or(standing.members);
             standing.applied = position;
+            apply_one(&mut state, position.index, what, &mut changes, &mut answers);
         }
         *shared.standing() = standing.clone();
         let (revision, hash) = (state.revision(), state.hash());
         drop(state);
         let Standing { applied, members } = standing;
-        if answers.carried {
+        if carried {
             self.flusher.add(&changes, Checkpoint { applied, revision: revision.0, hash, members: members.clone() });
         }
         if !changes.is_empty() {
@@ -146,53 +167,29 @@ impl Driver {
             let _ = reply.send(ended.map_err(WriteError::from));
         }
         self.answer_changes(answers.changes, &members);
-        if let Some(why) = answers.unreadable {
+        if let Some(why) = unreadable {
             self.fail(format!("{why}; run a newer dhow"));
             return None;
         }
         Some(applied.index)
     }
 
-    fn apply_one(
-        &mut self,
-        state: &mut State,
-        members: &mut Members,
-        entry: Committed,
-        changes: &mut Vec<Arc<Change>>,
-        answers: &mut Answers,
-    ) {
-        let Committed { index, id, data, members: changed, .. } = entry;
+    fn make_ready(&mut self, entry: Committed) -> Ready {
+        let Committed { index, term, id, data, members } = entry;
         let waiting = id.and_then(|id| self.work.waiting.remove(&id));
-        if let Some(changed) = changed {
-            *members = changed;
-            answers.carried = true;
-        }
-        match waiting {
-            Some(Waiting::Write(Write { prepared, reply, _room: room, .. })) => {
-                let ended = state.apply_prepared(index, prepared, changes);
-                answers.carried = true;
-                answers.writes.push((reply, room, ended));
-            }
-            Some(Waiting::Change(reply)) => {
-                state.apply_nothing(index);
-                answers.changes.push(reply);
-            }
-            None if data.is_empty() => state.apply_nothing(index),
-            None if self.witness => {
-                state.apply_nothing(index);
-                answers.carried = true;
-            }
-            None => match Txn::decode(data) {
-                Ok(txn) => {
-                    // Who cares for a rejection is on another member, and hears of it there.
-                    let _ = state.apply_into(index, &txn, changes);
-                    answers.carried = true;
-                }
-                Err(error) => {
-                    answers.unreadable = Some(format!("entry {index} of the log cannot be applied: {error}"));
-                }
+        let what = match waiting {
+            Some(Waiting::Write(Write { prepared, reply, _room: room, .. })) => What::Own(prepared, reply, room),
+            Some(Waiting::Change(reply)) => What::Change(reply),
+            None if data.is_empty() => What::Nothing { carried: false },
+            None if self.witness => What::Nothing { carried: true },
+            None => match Txn::decode(data).map(Txn::prepare) {
+                Ok(Ok(prepared)) => What::Foreign(prepared),
+                // No state accepts it: it was refused wherever it was applied.
+                Ok(Err(_)) => What::Nothing { carried: true },
+                Err(error) => What::Unreadable(error),
             },
-        }
+        };
+        Ready { position: Position { index, term }, members, what }
     }
 
     /// A change is done when no joint membership is left.
@@ -313,6 +310,23 @@ impl Driver {
         if let Some((_, readers)) = self.work.reading.take_if(|(reading, _)| *reading == id) {
             readers.into_iter().for_each(|reader| drop(reader.send(answer.clone())));
         }
+    }
+}
+
+fn apply_one(state: &mut State, index: u64, what: What, changes: &mut Vec<Arc<Change>>, answers: &mut Answers) {
+    match what {
+        What::Own(prepared, reply, room) => {
+            let ended = state.apply_prepared(index, prepared, changes);
+            answers.writes.push((reply, room, ended));
+        }
+        What::Foreign(prepared) => {
+            let _ = state.apply_prepared(index, prepared, changes);
+        }
+        What::Change(reply) => {
+            state.apply_nothing(index);
+            answers.changes.push(reply);
+        }
+        What::Nothing { .. } | What::Unreadable(_) => state.apply_nothing(index),
     }
 }
 
