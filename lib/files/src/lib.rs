@@ -95,6 +95,26 @@ impl Drop for NewFile {
     }
 }
 
+/// Removes what killed processes left of files that they never completed. Only for a directory that one process at a
+/// time writes to.
+pub fn remove_unfinished(dir: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name().to_str().is_some_and(is_temporary) {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether [`NewFile`] gives such a name: `.<name>.<process>.<number>`.
+fn is_temporary(name: &str) -> bool {
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let mut parts = name.rsplitn(3, '.');
+    let numbered = [parts.next(), parts.next()].into_iter().all(|part| part.is_some_and(number));
+    numbered && parts.next().is_some_and(|rest| rest.len() > 1 && rest.starts_with('.'))
+}
+
 /// Makes names in a directory last: those that were added, and those that were removed.
 pub fn sync_directory(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
@@ -137,6 +157,21 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         drop(file);
         assert_eq!((names(dir.path()), std::fs::read(&path).unwrap()), (vec!["backup".to_owned()], b"old".to_vec()));
+    }
+
+    #[test]
+    fn what_a_killed_process_left_goes_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = NewFile::create(&dir.path().join("a.wasm"), Access::Public).unwrap();
+        // As if the process had been killed.
+        std::mem::forget(file);
+        for name in ["a.wasm", ".hidden", "a.1.2", ".1.2", ".a.1.x"] {
+            write(&dir.path().join(name), b"", Access::Public).unwrap();
+        }
+        remove_unfinished(dir.path()).unwrap();
+        let mut left = names(dir.path());
+        left.sort();
+        assert_eq!(left, [".1.2", ".a.1.x", ".hidden", "a.1.2", "a.wasm"]);
     }
 
     #[test]

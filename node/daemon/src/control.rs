@@ -12,14 +12,13 @@ use std::time::Duration;
 
 use dhow_api::Tree;
 use dhow_client::Client;
+use dhow_files::Access;
 use dhow_quic::{Connection, Endpoint, Fabric};
 use dhow_switch::Switch;
 use dhow_tasks::Stop;
 use dhow_types::Chain;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
-
-use crate::durable;
 
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -125,7 +124,7 @@ impl ControlNodes {
             let members = now.members();
             let text: String = members.iter().map(|addr| format!("{addr}\n")).collect();
             tracing::info!(?members, "the control nodes");
-            if let Err(err) = durable::replace(&file, text.as_bytes()) {
+            if let Err(err) = dhow_files::write(&file, text.as_bytes(), Access::Private) {
                 tracing::warn!(path = %file.display(), %err, "the list of control nodes cannot be kept");
             }
         }

@@ -7,13 +7,12 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use dhow_client::{Client, ClientError};
+use dhow_files::Access;
 use dhow_pki::token::JoinToken;
 use dhow_pki::{Identity, PkiError, new_csr};
 use http::Method;
 use serde::Deserialize;
 use serde_json::json;
-
-use crate::durable;
 
 const DIR: &str = "identity";
 
@@ -174,7 +173,8 @@ fn keep(data_dir: &Path, name: &str, identity: &Identity, ca_pem: &str) -> Resul
         [("ca.crt", ca_pem), ("node.key", &identity.key_pem), ("node.crt", &identity.cert_pem), ("name", name)]
     {
         let path = dir.join(file);
-        durable::replace(&path, text.as_bytes()).map_err(|source| JoinError::Storage { path, source })?;
+        dhow_files::write(&path, text.as_bytes(), Access::Private)
+            .map_err(|source| JoinError::Storage { path, source })?;
     }
     Ok(())
 }

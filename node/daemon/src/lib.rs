@@ -16,7 +16,6 @@ mod api;
 mod clock;
 mod config;
 mod control;
-mod durable;
 mod events;
 mod exec;
 mod flights;

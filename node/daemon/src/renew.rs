@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dhow_client::{Client, ClientError};
+use dhow_files::Access;
 use dhow_pki::{Facts, Identity, PkiError, csr_for, facts_of_pem};
 use dhow_quic::{Endpoint, QuicError, Tls};
 use dhow_tasks::Stop;
@@ -18,7 +19,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::watch;
 
-use crate::{clock, durable};
+use crate::clock;
 
 const PATH: &str = "/dhow/v1/renew";
 /// How often the clock is looked at: it may be set, and it does not stand still while the machine sleeps.
@@ -157,7 +158,7 @@ impl Renewal {
     fn keep(&self, dir: &Path) {
         for (file, text) in [("ca.crt", &self.ca_pem), ("node.crt", &self.identity.cert_pem)] {
             let path = dir.join(file);
-            if let Err(err) = durable::replace(&path, text.as_bytes()) {
+            if let Err(err) = dhow_files::write(&path, text.as_bytes(), Access::Private) {
                 tracing::warn!(path = %path.display(), %err, "the renewed certificate cannot be kept");
             }
         }

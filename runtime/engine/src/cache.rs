@@ -4,13 +4,13 @@
 //! is only ever written here, in a directory that only the node can write to, and appears under its name when it is
 //! complete: a mapped file must never change.
 
-use std::fs::{self, File};
+use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use dhow_files::Access;
 use dhow_host::Guest;
 use dhow_runtime_contract::EntryPoint;
 use wasmtime::component::{Component, Linker};
@@ -37,7 +37,7 @@ pub(crate) struct Cache {
 impl Cache {
     pub(crate) fn open(dir: PathBuf, commands: Linker<Guest>, http: Linker<Guest>) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
-        remove_unfinished(&dir)?;
+        dhow_files::remove_unfinished(&dir)?;
         Ok(Self { dir, commands, http })
     }
 
@@ -67,7 +67,8 @@ impl Cache {
             .map_err(|e| LoadError::Compile { detail: format!("{e:#}") })?;
         drop(bytes);
         let path = self.path(digest, shape.entry);
-        write_whole(&path, &code).map_err(|source| LoadError::Io { path: path.clone(), source })?;
+        dhow_files::write(&path, &code, Access::Public)
+            .map_err(|source| LoadError::Io { path: path.clone(), source })?;
         self.open_compiled(&path, digest, shape.entry)
     }
 
@@ -92,7 +93,7 @@ impl Cache {
 
     fn open_compiled(&self, path: &Path, digest: &str, entry: EntryPoint) -> Result<Linked, LoadError> {
         let linker = self.linker(entry);
-        // SAFETY: the file was written by `write_whole` of this node in its private directory, from the output of this
+        // SAFETY: the file was written by this node in its private directory, from the output of this
         // very compiler; nothing writes to it afterwards.
         let component = unsafe { Component::deserialize_file(linker.engine(), path) }
             .map_err(|e| LoadError::Compile { detail: format!("{e:#}") })?;
@@ -117,31 +118,4 @@ fn read(wasm: &Path) -> io::Result<Vec<u8>> {
         return Err(io::Error::other(format!("the program has {len} bytes; at most {WASM_BYTES_MAX} are read")));
     }
     fs::read(wasm)
-}
-
-const UNFINISHED: &str = "unfinished";
-
-/// Files that a killed process left half written.
-fn remove_unfinished(dir: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == UNFINISHED) {
-            fs::remove_file(path)?;
-        }
-    }
-    Ok(())
-}
-
-/// Writes a file that is either whole or not there, also after a power cut.
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let unique = COUNT.fetch_add(1, Ordering::Relaxed);
-    let temporary = path.with_extension(format!("{}-{unique}.{UNFINISHED}", std::process::id()));
-    let mut file = File::create(&temporary)?;
-    let written = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&temporary, path));
-    if written.is_err() {
-        // The first failure is the one to report; a file that stays is removed at the next start.
-        fs::remove_file(&temporary).ok();
-    }
-    written
 }

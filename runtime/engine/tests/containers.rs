@@ -209,7 +209,7 @@ async fn compiled_code_outlives_the_engine() {
     engine().load(&file, "sha256:x").await.unwrap();
     // The source is gone, so what loads now can only come from the cache; half-written files are cleared away.
     std::fs::remove_file(&file).unwrap();
-    std::fs::write(dir.path().join("cache/half.unfinished"), b"?").unwrap();
+    std::fs::write(dir.path().join("cache/.half.1.0"), b"?").unwrap();
     let program = engine().load(&file, "sha256:x").await.unwrap();
     assert_eq!(program.entry(), EntryPoint::Command);
     assert_eq!(std::fs::read_dir(dir.path().join("cache")).unwrap().count(), 1);

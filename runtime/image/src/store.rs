@@ -1,14 +1,14 @@
 //! The programs that a node has: files by digest, and what names mean which.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use dhow_client::Client;
+use dhow_files::Access;
 use dhow_runtime_contract::PullPolicy;
 
 use crate::manifest::digest_of;
@@ -68,7 +68,7 @@ impl Store {
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, PullError> {
         let dir = dir.as_ref().to_owned();
         let blobs = dir.join(BLOBS);
-        fs::create_dir_all(&blobs).and_then(|()| remove_unfinished(&blobs)).map_err(io_at(&blobs))?;
+        fs::create_dir_all(&blobs).and_then(|()| dhow_files::remove_unfinished(&blobs)).map_err(io_at(&blobs))?;
         let names = dir.join(NAMES);
         let names = match fs::read(&names) {
             // The map only saves questions: one that cannot be read is forgotten, and names are asked for again.
@@ -167,7 +167,7 @@ impl Store {
     pub(crate) async fn keep(&self, digest: &str, bytes: Vec<u8>) -> Result<(), PullError> {
         let path = self.path(digest);
         let target = path.clone();
-        blocking(move || write_whole(&target, &bytes)).await.map_err(io_at(&path))?;
+        blocking(move || dhow_files::write(&target, &bytes, Access::Public)).await.map_err(io_at(&path))?;
         lock(&self.inner.state).checked.insert(digest.to_owned());
         Ok(())
     }
@@ -184,7 +184,7 @@ impl Store {
                 return Ok(());
             }
             state.names.insert(name, digest);
-            write_whole(&target, &serde_json::to_vec_pretty(&state.names)?)
+            dhow_files::write(&target, &serde_json::to_vec_pretty(&state.names)?, Access::Public)
         };
         blocking(write).await.map_err(io_at(&path))
     }
@@ -251,30 +251,4 @@ fn io_at(path: &Path) -> impl FnOnce(io::Error) -> PullError {
 /// A panic while the lock is held leaves maps behind that are still sound.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-const UNFINISHED: &str = "unfinished";
-
-fn remove_unfinished(dir: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == UNFINISHED) {
-            fs::remove_file(path)?;
-        }
-    }
-    Ok(())
-}
-
-/// Writes a file that is either whole or not there, also after a power cut.
-fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let unique = COUNT.fetch_add(1, Ordering::Relaxed);
-    let temporary = path.with_extension(format!("{}-{unique}.{UNFINISHED}", std::process::id()));
-    let mut file = File::create(&temporary)?;
-    let written = file.write_all(bytes).and_then(|()| file.sync_all()).and_then(|()| fs::rename(&temporary, path));
-    if written.is_err() {
-        // The first failure is the one to report; a file that stays is removed at the next start.
-        fs::remove_file(&temporary).ok();
-    }
-    written
 }

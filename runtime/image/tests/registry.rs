@@ -45,7 +45,8 @@ async fn registry(dir: &Path) -> (Client, tokio::task::JoinHandle<()>) {
         }
     });
     let ca_pem = Some(ca.cert_pem().to_owned());
-    let config = Config { server, ca_pem, identity: None, token: None, namespace: "default".to_owned() };
+    let config =
+        Config { server, others: Vec::new(), ca_pem, identity: None, token: None, namespace: "default".to_owned() };
     (Client::new(config).unwrap(), serving)
 }
 
