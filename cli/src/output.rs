@@ -1,8 +1,6 @@
-//! What a person reads: lines, tables, YAML, errors with a hint.
+//! What a person reads: lines, tables, errors with a hint.
 
-use anyhow::Context as _;
 use dhow_client::ClientError;
-use serde_json::Value as Tree;
 use std::io::Write as _;
 
 /// Prints one line to standard output. A closed pipe ends the program quietly, as for any Unix tool.
@@ -69,31 +67,4 @@ pub(crate) fn table(rows: &[Vec<String>]) {
         }
         line(text.trim_end());
     }
-}
-
-/// An object or list as YAML, its keys sorted as `kubectl` has them.
-pub(crate) fn yaml(tree: &Tree) -> anyhow::Result<String> {
-    // serde_yaml writes serde_json's arbitrary-precision numbers as maps: it gets plain numbers instead.
-    fn plain(tree: &Tree) -> serde_yaml::Value {
-        use serde_yaml::Value as Yaml;
-        match tree {
-            Tree::Null => Yaml::Null,
-            Tree::Bool(value) => Yaml::Bool(*value),
-            Tree::Number(number) => match (number.as_i64(), number.as_u64(), number.as_f64()) {
-                (Some(value), _, _) => Yaml::Number(value.into()),
-                (_, Some(value), _) => Yaml::Number(value.into()),
-                (_, _, Some(value)) => Yaml::Number(value.into()),
-                _ => Yaml::String(number.to_string()),
-            },
-            Tree::String(text) => Yaml::String(text.clone()),
-            Tree::Array(items) => Yaml::Sequence(items.iter().map(plain).collect()),
-            Tree::Object(map) => {
-                let mut fields: Vec<_> = map.iter().collect();
-                fields.sort_by_key(|(key, _)| key.as_str());
-                let fields = fields.into_iter().map(|(key, value)| (Yaml::String(key.clone()), plain(value)));
-                Yaml::Mapping(fields.collect())
-            }
-        }
-    }
-    serde_yaml::to_string(&plain(tree)).context("writing YAML")
 }

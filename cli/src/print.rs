@@ -6,6 +6,7 @@ use anyhow::{Context as _, bail};
 use dhow_cli_core::columns::Columns;
 use dhow_cli_core::goform;
 use dhow_cli_core::jsonpath::Template;
+use dhow_cli_core::yaml;
 use serde_json::{Value as Tree, json};
 
 /// The forms by name, for errors.
@@ -94,7 +95,7 @@ impl ObjectForm {
             }
         };
         match self {
-            Self::Yaml => output::write_all(output::yaml(&tree())?.as_bytes()),
+            Self::Yaml => output::write_all(yaml::write(&tree()).as_bytes()),
             Self::Json => output::line(goform::json_pretty(&tree())),
             Self::Name => {
                 found.iter().for_each(|(resource, object)| output::line(resource.label(name_of(object))));

@@ -5,9 +5,10 @@
 
 #[path = "../e2e/harness.rs"]
 mod harness;
+mod twins;
 
 use harness::{Cluster, eventually, http_get};
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 
@@ -16,7 +17,7 @@ const MINOR_MIN: u32 = 30;
 
 #[test]
 fn kubectl_works_unchanged() {
-    let Some(kubectl) = find_kubectl() else {
+    let Some((kubectl, minor)) = find_kubectl() else {
         eprintln!(
             "\n!!!!!!!! SKIPPED: no kubectl 1.{MINOR_MIN} or newer: install one, or set DHOW_TEST_KUBECTL !!!!!!!!\n"
         );
@@ -26,7 +27,10 @@ fn kubectl_works_unchanged() {
     let cluster = Cluster::start(dir.path(), &[]);
     cluster.push_samples();
     let client = Kubectl { cluster: &cluster, program: kubectl };
+    twins::templates_are_as_recorded(&client.program);
     applies_and_shows(&client);
+    twins::answers_are_the_same(&cluster, &client.program, minor);
+    twins::apply_does_the_same(&cluster, &client.program);
     scales_and_rolls_out(&client);
     follows_logs_and_forwards_ports(&client);
     creates_by_command(&client);
@@ -98,12 +102,12 @@ fn words(line: &str) -> Vec<&str> {
     line.split_whitespace().collect()
 }
 
-fn find_kubectl() -> Option<String> {
+fn find_kubectl() -> Option<(String, u32)> {
     let program = std::env::var("DHOW_TEST_KUBECTL").unwrap_or_else(|_| "kubectl".to_owned());
     let output = Command::new(&program).args(["version", "--client", "-o", "json"]).output().ok()?;
     let version: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
     let minor = version["clientVersion"]["minor"].as_str()?.trim_end_matches('+').parse::<u32>().ok()?;
-    (minor >= MINOR_MIN).then_some(program)
+    (minor >= MINOR_MIN).then_some((program, minor))
 }
 
 fn applies_and_shows(client: &Kubectl<'_>) {
@@ -175,6 +179,45 @@ fn scales_and_rolls_out(client: &Kubectl<'_>) {
     client.ok("patch deployment hello-http --type=json -p [{\"op\":\"remove\",\"path\":\"/metadata/labels/fleet\"}]");
     client.ok("scale deployment/hello-http --replicas=1");
     client.ok("rollout status deployment/hello-http --timeout=60s");
+}
+
+/// By WebSocket and, as older versions have it, by SPDY.
+#[test]
+fn kubectl_runs_commands_in_containers() {
+    // The other test says loudly that there is none.
+    let Some((kubectl, _)) = find_kubectl() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(dir.path(), &[]);
+    let client = Kubectl { cluster: &cluster, program: kubectl };
+    client.cluster.dhow(&["push", "tests/guests/tool.wasm", "tool:1.0"]);
+    let pod = "{apiVersion: v1, kind: Pod, metadata: {name: tool}, spec: {volumes: [{name: data, emptyDir: {}}], \
+        containers: [{name: c, image: 'tool:1.0', args: [sleep], volumeMounts: [{name: data, mountPath: /data}]}]}}";
+    client.ok(&format!("apply -f {}", client.cluster.manifest("tool.yaml", pod)));
+    client.ok("wait --for=condition=Ready pod/tool --timeout=60s");
+    for sockets in ["true", "false"] {
+        let exec = |line: &str, input: &str| {
+            let mut process = Command::new(&client.program)
+                .env("KUBECONFIG", client.cluster.kubeconfig())
+                .env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", sockets)
+                .args(words(line))
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            process.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+            let output = process.wait_with_output().unwrap();
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            (output.status.code(), text(&output.stdout), text(&output.stderr))
+        };
+        assert_eq!(exec("exec tool -- tool write /data/x words", "").1, "written\n");
+        assert_eq!(exec("exec tool -- tool read /data/x", ""), (Some(0), "words\n".to_owned(), String::new()));
+        let (code, out, errors) = exec("exec -i tool -- tool shout", "one\ntwo\n");
+        assert_eq!((code, out.as_str(), errors.as_str()), (Some(0), "ONE\nTWO\n", "done\n"));
+        let (code, _, errors) = exec("exec tool -- tool exit 1", "");
+        assert_eq!((code, errors.contains("exit code 1")), (Some(1), true), "{errors}");
+    }
+    assert!(client.refused("exec nobody -- ls").contains("not found"));
 }
 
 fn follows_logs_and_forwards_ports(client: &Kubectl<'_>) {
