@@ -6,9 +6,8 @@
 use crate::options::{At, Continue, ListOptions};
 use dhow_api::kinds::Kind;
 use dhow_api::status::ApiError;
-use dhow_state::{Key, Object, State};
+use dhow_state::{Compacted, Key, Object, State};
 use dhow_types::Revision;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// One page of a list.
@@ -45,22 +44,23 @@ pub fn list(state: &State, kind: &Kind, namespace: Option<&str>, options: &ListO
     let current = state.revision();
     let revision = revision_of(options, current)?;
     let after = options.resume.as_ref().map(|resume| (resume.namespace.as_str(), resume.name.as_str()));
-    let past = if revision < current { Some(undone(state, &resource, revision, options)?) } else { None };
+    let is_past = revision < current;
     let selection = &options.selection;
-    if let (Some(name), Some(namespace), None, None) = (&selection.name, namespace, &past, after) {
+    if let (Some(name), Some(namespace), false, None) = (&selection.name, namespace, is_past, after) {
         let found = state.get(&Key::new(resource, namespace, name.as_str())).cloned();
         let items = found.into_iter().filter(|o| selection.matches(&o.key.name, &o.index)).collect();
         return Ok(Page { items, revision, resume: None, remaining: None });
     }
     let total = state.count(&resource, namespace);
-    let present = state.list_from(&resource, namespace, after);
-    let page = match &past {
-        None => take(present.cloned(), options, total),
-        Some(undone) => take(merged(present, undone, namespace, after).into_iter(), options, total),
+    let page = if is_past {
+        let past = state.list_at(&resource, namespace, after, revision);
+        take(past.map_err(|compacted| too_old(options, compacted))?, options, total)
+    } else {
+        take(state.list_from(&resource, namespace, after), options, total)
     };
     let resume = page.more.then(|| page.items.last().map(|last| token(&last.key, revision))).flatten();
     // With a selector nobody knows how many of the rest match; in an older state, how many there were.
-    let countable = page.more && selection.is_everything && past.is_none() && after.is_none();
+    let countable = page.more && selection.is_everything && !is_past && after.is_none();
     let remaining = countable.then(|| total.saturating_sub(page.items.len()) as u64);
     Ok(Page { items: page.items, revision, resume, remaining })
 }
@@ -85,26 +85,20 @@ fn revision_of(options: &ListOptions, current: Revision) -> Result<Revision, Api
     }
 }
 
-type Undone = BTreeMap<Key, Option<Arc<Object>>>;
-
-/// What the objects that have changed since `revision` were then.
-fn undone(state: &State, resource: &str, revision: Revision, options: &ListOptions) -> Result<Undone, ListError> {
-    let changes = state.since(revision).map_err(|compacted| match &options.resume {
+/// What the client hears of a revision that the history has forgotten; one in the middle of a list may go on in the
+/// present state, if it says so.
+fn too_old(options: &ListOptions, compacted: Compacted) -> ListError {
+    match &options.resume {
         Some(resume) => {
             let resume = Continue { revision: Revision(0), ..resume.clone() };
             ListError { error: ApiError::expired(TOKEN_EXPIRED), resume: Some(resume.encode()) }
         }
         None => ApiError::expired(format!(
-            "The resourceVersion for the provided list is too old: {revision}, the oldest is {}",
-            compacted.oldest
+            "The resourceVersion for the provided list is too old: {}, the oldest is {}",
+            compacted.asked, compacted.oldest
         ))
         .into(),
-    })?;
-    let mut undone = Undone::new();
-    for change in changes.filter(|change| *change.key.resource == *resource) {
-        undone.entry(change.key.clone()).or_insert_with(|| change.old.clone());
     }
-    Ok(undone)
 }
 
 const TOKEN_EXPIRED: &str = "The provided continue parameter is too old to display a consistent list result. You can \
@@ -112,35 +106,19 @@ const TOKEN_EXPIRED: &str = "The provided continue parameter is too old to displ
     remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were \
     created, modified, or deleted between the time the first chunk was returned and now may show up in the list.";
 
-fn merged<'a>(
-    present: impl Iterator<Item = &'a Arc<Object>>,
-    undone: &Undone,
-    namespace: Option<&str>,
-    after: Option<(&str, &str)>,
-) -> Vec<Arc<Object>> {
-    let mut all: Vec<Arc<Object>> = present.filter(|object| !undone.contains_key(&object.key)).cloned().collect();
-    let in_scope = |key: &Key| {
-        namespace.is_none_or(|namespace| *key.namespace == *namespace)
-            && after.is_none_or(|(namespace, name)| (&*key.namespace, &*key.name) > (namespace, name))
-    };
-    all.extend(undone.values().flatten().filter(|object| in_scope(&object.key)).cloned());
-    all.sort_by(|a, b| a.key.cmp(&b.key));
-    all
-}
-
 struct Taken {
     items: Vec<Arc<Object>>,
     more: bool,
 }
 
-fn take(objects: impl Iterator<Item = Arc<Object>>, options: &ListOptions, total: usize) -> Taken {
+fn take<'a>(objects: impl Iterator<Item = &'a Arc<Object>>, options: &ListOptions, total: usize) -> Taken {
     let limit = if options.limit == 0 { usize::MAX } else { options.limit };
     let mut items = Vec::with_capacity(if options.selection.is_everything { total.min(limit) } else { 0 });
     for object in objects.filter(|object| options.selection.matches(&object.key.name, &object.index)) {
         if items.len() == limit {
             return Taken { items, more: true };
         }
-        items.push(object);
+        items.push(object.clone());
     }
     Taken { items, more: false }
 }
