@@ -56,8 +56,7 @@ pub struct Consensus {
     drawn_for: (u64, u64, StateRole),
     /// The leader of this term says that this member is none.
     told_removed: Option<u64>,
-    /// When each member was last heard of.
-    heard: BTreeMap<u64, u64>,
+    heard: BTreeMap<u64, Heard>,
     applied: u64,
     applied_members: Members,
     /// Changes of the members that are handed out and not applied.
@@ -71,6 +70,14 @@ pub struct Consensus {
     /// Readies that wait for the disk, in order, with what must not be sent before.
     unpersisted: VecDeque<Unpersisted>,
     outbox: Vec<Message>,
+}
+
+/// What is known of another member.
+#[derive(Clone, Copy, Debug)]
+struct Heard {
+    /// The tick at which it spoke last.
+    at: u64,
+    witness: bool,
 }
 
 struct Unpersisted {
@@ -204,7 +211,7 @@ impl Consensus {
 
     fn is_active(&self, member: u64) -> bool {
         let heard = self.heard.get(&member);
-        member == self.config.member || heard.is_some_and(|at| at + ELECTION_TICKS as u64 >= self.ticks)
+        member == self.config.member || heard.is_some_and(|heard| heard.at + ELECTION_TICKS as u64 >= self.ticks)
     }
 
     fn is_removed(&self) -> bool {

@@ -3,7 +3,7 @@
 //! The engine could forward proposals and reads itself, but would never tell how they end.
 //!
 //! ```text
-//! message = kind u8 | from u64 | what follows for its kind          all little endian
+//! message = kind u8 | from u64 (the highest bit: a witness) | what follows for its kind          all little endian
 //! ```
 
 use crate::io::{ProposalId, ReadId, Refusal};
@@ -12,6 +12,26 @@ use crate::tail::EntryKind;
 use bytes::{BufMut, Bytes};
 use protobuf::Message as _;
 use raft::eraftpb;
+
+/// Who speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Speaker {
+    pub(crate) member: u64,
+    /// Said along with everything, so that a leader does not hand over to one that cannot win.
+    pub(crate) witness: bool,
+}
+
+const WITNESS: u64 = 1 << 63;
+
+impl Speaker {
+    fn word(self) -> u64 {
+        self.member | if self.witness { WITNESS } else { 0 }
+    }
+
+    fn of(word: u64) -> Self {
+        Self { member: word & !WITNESS, witness: word & WITNESS != 0 }
+    }
+}
 
 /// What one member says to another.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,11 +80,11 @@ const TRANSFER: u8 = 6;
 const REMOVED: u8 = 7;
 
 impl Saying {
-    pub(crate) fn encode(&self, from: u64) -> Bytes {
+    pub(crate) fn encode(&self, from: Speaker) -> Bytes {
         let mut out = Vec::with_capacity(64);
         let mut head = |kind: u8, words: &[u64]| {
             out.put_u8(kind);
-            out.put_u64_le(from);
+            out.put_u64_le(from.word());
             words.iter().for_each(|word| out.put_u64_le(*word));
         };
         match self {
@@ -99,10 +119,10 @@ impl Saying {
     }
 
     /// Who says what; `None` if no member of this version says so.
-    pub(crate) fn decode(bytes: &Bytes) -> Option<(u64, Self)> {
+    pub(crate) fn decode(bytes: &Bytes) -> Option<(Speaker, Self)> {
         let mut rest = Reader(bytes.clone());
         let kind = rest.byte()?;
-        let from = rest.word()?;
+        let from = Speaker::of(rest.word()?);
         let saying = match kind {
             ENGINE => return Some((from, Self::Engine(rest.0))),
             FORWARD => Self::Forward(Forward {
@@ -137,10 +157,10 @@ impl Saying {
 }
 
 /// [`Saying::Engine`] without a copy in between.
-pub(crate) fn encode_engine(from: u64, message: &eraftpb::Message) -> Bytes {
+pub(crate) fn encode_engine(from: Speaker, message: &eraftpb::Message) -> Bytes {
     let mut out = Vec::with_capacity(16 + message.compute_size() as usize);
     out.put_u8(ENGINE);
-    out.put_u64_le(from);
+    out.put_u64_le(from.word());
     message.write_to_vec(&mut out).expect("a message of the engine has all required fields");
     out.into()
 }
@@ -228,8 +248,10 @@ mod tests {
             Saying::Transfer { to: Some(2) },
             Saying::Removed { term: 12 },
         ] {
-            let bytes = saying.encode(6);
-            assert_eq!(Saying::decode(&bytes), Some((6, saying.clone())));
+            for from in [Speaker { member: 6, witness: true }, Speaker { member: 6, witness: false }] {
+                assert_eq!(Saying::decode(&saying.encode(from)), Some((from, saying.clone())));
+            }
+            let bytes = saying.encode(Speaker { member: 6, witness: false });
             for len in 0..bytes.len() {
                 let cut = Saying::decode(&bytes.slice(..len));
                 assert_ne!(cut.map(|(_, cut)| cut), Some(saying.clone()), "cut at {len}");

@@ -143,11 +143,13 @@ impl Consensus {
         Ok(())
     }
 
-    /// The voter that is furthest, if any is heard of.
+    /// The voter that is furthest, if any is heard of. The others would not vote for a witness that knows no more than
+    /// they do.
     fn best_successor(&self) -> Option<u64> {
         let others = self.progress().into_iter().filter(|progress| {
             let id = progress.member;
-            id != self.config.member && self.members.voters.contains(&id) && progress.active
+            let witness = self.heard.get(&id).is_some_and(|heard| heard.witness);
+            id != self.config.member && self.members.voters.contains(&id) && progress.active && !witness
         });
         others.max_by_key(|progress| (progress.matched, std::cmp::Reverse(progress.member))).map(|best| best.member)
     }

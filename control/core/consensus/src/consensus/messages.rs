@@ -3,12 +3,16 @@
 //! The engine trusts its peers: some messages that no sound peer sends would end the process. They are dropped here.
 
 use super::*;
-use crate::envelope::{Forward, Verdict, encode_engine};
+use crate::envelope::{Forward, Speaker, Verdict, encode_engine};
 use protobuf::Message as _;
 
 impl Consensus {
     pub(super) fn say(&mut self, to: u64, saying: &Saying) {
-        self.outbox.push(Message { to, bytes: saying.encode(self.config.member) });
+        self.outbox.push(Message { to, bytes: saying.encode(self.speaker()) });
+    }
+
+    fn speaker(&self) -> Speaker {
+        Speaker { member: self.config.member, witness: self.config.witness }
     }
 
     /// Sends the engine's messages, images apart.
@@ -20,7 +24,7 @@ impl Consensus {
             if kind == MessageType::MsgAppend && message.index == 0 && self.members != self.founders {
                 continue;
             }
-            let bytes = encode_engine(self.config.member, &message);
+            let bytes = encode_engine(self.speaker(), &message);
             if kind == MessageType::MsgSnapshot {
                 out.push(Out::SendSnapshot { to, message: bytes });
             } else {
@@ -33,7 +37,7 @@ impl Consensus {
     }
 
     pub(super) fn handle_message(&mut self, bytes: &Bytes, out: &mut Vec<Out>) {
-        let Some((from, saying)) = Saying::decode(bytes) else { return };
+        let Some((Speaker { member: from, witness }, saying)) = Saying::decode(bytes) else { return };
         if from == 0 || from == self.config.member {
             return;
         }
@@ -44,7 +48,7 @@ impl Consensus {
             }
             return;
         }
-        self.heard.insert(from, self.ticks);
+        self.heard.insert(from, Heard { at: self.ticks, witness });
         match saying {
             Saying::Engine(bytes) => self.handle_engine(from, &bytes, out),
             Saying::Forward(forward) => self.handle_forward(from, forward),
@@ -115,7 +119,7 @@ impl Consensus {
 
     /// The image may be of a later position than the message says; the leader learns it from the answer.
     pub(super) fn handle_snapshot(&mut self, bytes: &Bytes, position: Position, members: &Members) {
-        let Some((from, Saying::Engine(bytes))) = Saying::decode(bytes) else { return };
+        let Some((Speaker { member: from, witness }, Saying::Engine(bytes))) = Saying::decode(bytes) else { return };
         let Ok(mut message) = eraftpb::Message::parse_from_carllerche_bytes(&bytes) else { return };
         let fits = message.get_msg_type() == MessageType::MsgSnapshot
             && message.from == from
@@ -129,7 +133,7 @@ impl Consensus {
         metadata.index = position.index;
         metadata.term = position.term;
         metadata.set_conf_state(members.to_engine());
-        self.heard.insert(from, self.ticks);
+        self.heard.insert(from, Heard { at: self.ticks, witness });
         self.told_removed = None;
         let _ = self.node.step(message);
         self.draw_timeout(false);

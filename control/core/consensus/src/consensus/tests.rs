@@ -276,6 +276,10 @@ fn a_leader_never_holds_more_than_it_may() {
     assert!(refused.len() >= 36 && refused.iter().all(|(_, why)| *why == Refusal::Overloaded), "{}", refused.len());
 }
 
+fn said_by(member: u64, message: &eraftpb::Message) -> Bytes {
+    crate::envelope::encode_engine(crate::envelope::Speaker { member, witness: false }, message)
+}
+
 #[test]
 fn damaged_messages_are_dropped() {
     let mut net = Net::of(&[1, 2, 3]);
@@ -288,9 +292,9 @@ fn damaged_messages_are_dropped() {
         message.commit = 1 << 41;
         message.reject_hint = 1 << 42;
         protobuf::ProtobufEnum::from_i32(kind).into_iter().for_each(|kind| message.set_msg_type(kind));
-        bytes.push(crate::envelope::encode_engine(2, &message).to_vec());
+        bytes.push(said_by(2, &message).to_vec());
         message.from = 9;
-        bytes.push(crate::envelope::encode_engine(9, &message).to_vec());
+        bytes.push(said_by(9, &message).to_vec());
     }
     let other = if leader == 1 { 2 } else { 1 };
     for bytes in bytes {
@@ -312,7 +316,7 @@ fn a_member_that_has_seen_no_term_can_say_no() {
     for term in [1, 2] {
         message.term = term;
         message.set_msg_type(MessageType::MsgRequestPreVote);
-        net.give(1, In::Message(crate::envelope::encode_engine(2, &message)));
+        net.give(1, In::Message(said_by(2, &message)));
     }
 }
 

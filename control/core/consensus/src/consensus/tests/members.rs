@@ -266,7 +266,7 @@ fn an_image_may_be_newer_than_what_it_was_asked_for() {
     let mut message = eraftpb::Message { from: 1, to: 2, term: 9, ..Default::default() };
     message.set_msg_type(MessageType::MsgSnapshot);
     message.mut_snapshot().set_metadata(metadata);
-    let message = crate::envelope::encode_engine(1, &message);
+    let message = said_by(1, &message);
     let members = net.member(2).members.clone();
     let before = net.member(2).consensus.last();
     net.give(2, In::Snapshot { message: message.clone(), position: Position { index: 49, term: 9 }, members });
@@ -284,7 +284,7 @@ fn an_image_counts_when_it_is_durable() {
     let mut message = eraftpb::Message { from: 1, to: 2, term: 2, ..Default::default() };
     message.set_msg_type(MessageType::MsgSnapshot);
     message.mut_snapshot().set_metadata(metadata);
-    let message = crate::envelope::encode_engine(1, &message);
+    let message = said_by(1, &message);
     let mut joins = Consensus::new(config(2), Restored::default()).unwrap();
     let (now, mut out) = (Time::from_ms(0), Vec::new());
     joins.wake(now, &mut out);
@@ -331,6 +331,24 @@ fn a_witness_that_wins_hands_over() {
     assert_eq!(net.member(other).done, [7]);
     assert_eq!(net.images_sent, 0);
     net.check();
+}
+
+#[test]
+fn nobody_hands_over_to_a_witness() {
+    let mut net = Net::of(&[]);
+    net.witness = Some(1);
+    for id in 1..=3 {
+        net.start(id, Disk::of(&[1, 2, 3]));
+    }
+    let first = net.elect();
+    let other = 5 - first;
+    for expected in [other, first] {
+        let leader = net.leader().unwrap();
+        net.give(leader, In::TransferLeadership { to: None });
+        net.deliver();
+        assert_eq!(net.leader(), Some(expected), "at once");
+        net.pass(500);
+    }
 }
 
 #[test]
