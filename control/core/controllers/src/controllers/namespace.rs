@@ -50,7 +50,11 @@ fn reconcile(ctx: &Ctx<'_>, key: &Key) -> Plan {
         }
         let kept: Vec<Tree> = finalizers.iter().filter(|finalizer| *finalizer != FINALIZER).cloned().collect();
         let mut tree = tree;
-        meta::set(&mut tree, "spec.finalizers", kept);
+        if kept.is_empty() {
+            meta::remove(&mut tree, "spec.finalizers");
+        } else {
+            meta::set(&mut tree, "spec.finalizers", kept);
+        }
         plan.write(Write::Finalize { tree });
         return plan;
     }

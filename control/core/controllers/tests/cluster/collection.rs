@@ -202,6 +202,22 @@ fn a_namespace_says_at_each_moment_what_keeps_it() {
 }
 
 #[test]
+fn a_namespace_without_content_waits_for_its_own_finalizers() {
+    let mut world = World::new(7, &[]);
+    world.create(json!({"apiVersion": "v1", "kind": "Namespace",
+        "metadata": {"name": "team", "finalizers": ["example.com/last"]}}));
+    world.settle();
+    world.delete("namespaces", "", "team", Propagation::Background);
+    world.settle();
+    let mut namespace = world.get("namespaces", "", "team").unwrap();
+    assert_eq!(namespace["spec"], json!({}));
+    assert_eq!(says(&world, "NamespaceContentRemaining")[1], "ContentRemoved");
+    meta::remove(&mut namespace, "metadata.finalizers");
+    world.update(namespace).unwrap();
+    assert!(world.get("namespaces", "", "team").is_none());
+}
+
+#[test]
 fn a_namespace_says_that_its_content_cannot_be_deleted() {
     const FAILURE: &str = "NamespaceDeletionContentFailure";
     let mut world = World::new(6, &[]);

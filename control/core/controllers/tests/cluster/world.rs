@@ -312,7 +312,8 @@ impl World {
             }
             Write::Finalize { tree } => {
                 let key = Self::key(&tree);
-                if meta::is_deleting(&tree) && meta::list(&tree, "spec.finalizers").is_empty() {
+                let held = !meta::list(&tree, "spec.finalizers").is_empty() || !meta::finalizers(&tree).is_empty();
+                if meta::is_deleting(&tree) && !held {
                     return self.remove(&key);
                 }
                 self.put(&tree, Self::expectation(&tree))
