@@ -17,6 +17,7 @@ mod http;
 mod link;
 mod lookup;
 mod memory;
+mod socket;
 mod tcp;
 mod tls;
 mod udp;

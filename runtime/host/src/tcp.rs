@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -19,6 +19,7 @@ use wasmtime_wasi::p2::{
 use crate::bindings::wasi::sockets::tcp::{Host, HostTcpSocket, ShutdownType};
 use crate::bindings::wasi::sockets::tcp_create_socket;
 use crate::guest::SocketsView;
+use crate::socket::{Tunables, check_family, error_code, is_invalid_destination, set_positive};
 
 /// Connections that wait to be accepted when the guest names no backlog; more are refused.
 const BACKLOG_DEFAULT: usize = 128;
@@ -26,8 +27,6 @@ const BACKLOG_DEFAULT: usize = 128;
 const BACKLOG_MAX: u64 = 4096;
 /// The most that one read hands to a guest: one full pipe.
 const READ_BYTES_MAX: usize = 64 * 1024;
-/// The least and most that a guest may set as buffer sizes; they are remembered, the pipe's size is fixed.
-const BUFFER_BYTES_DEFAULT: u64 = 64 * 1024;
 
 /// A guest's TCP socket.
 #[expect(unreachable_pub, reason = "the generated bindings re-export it")]
@@ -62,9 +61,7 @@ struct Options {
     keep_alive_idle_ns: u64,
     keep_alive_interval_ns: u64,
     keep_alive_count: u32,
-    hop_limit: u8,
-    receive_buffer: u64,
-    send_buffer: u64,
+    tunables: Tunables,
 }
 
 impl Default for Options {
@@ -75,9 +72,7 @@ impl Default for Options {
             keep_alive_idle_ns: 7_200_000_000_000,
             keep_alive_interval_ns: 75_000_000_000,
             keep_alive_count: 9,
-            hop_limit: 64,
-            receive_buffer: BUFFER_BYTES_DEFAULT,
-            send_buffer: BUFFER_BYTES_DEFAULT,
+            tunables: Tunables::default(),
         }
     }
 }
@@ -119,40 +114,10 @@ impl Pollable for TcpSocket {
     }
 }
 
-/// The error code that a guest sees for a failure of the Pod's network.
-pub(crate) fn error_code(error: NetError) -> ErrorCode {
-    match error {
-        NetError::Refused => ErrorCode::ConnectionRefused,
-        NetError::AddrInUse => ErrorCode::AddressInUse,
-        NetError::AddrNotAvailable => ErrorCode::AddressNotBindable,
-        NetError::HostUnreachable => ErrorCode::RemoteUnreachable,
-        NetError::TimedOut => ErrorCode::Timeout,
-        NetError::Reset => ErrorCode::ConnectionReset,
-        NetError::NameNotFound => ErrorCode::NameUnresolvable,
-        NetError::Denied => ErrorCode::AccessDenied,
-        NetError::InvalidState => ErrorCode::InvalidState,
-        NetError::MessageTooLarge => ErrorCode::DatagramTooLarge,
-        NetError::ResolverFailure => ErrorCode::TemporaryResolverFailure,
-        _ => ErrorCode::Unknown,
-    }
-}
-
-/// A destination that no connection can have.
-pub(crate) fn is_invalid_destination(to: &SocketAddr) -> bool {
-    let multicast = match to.ip() {
-        IpAddr::V4(ip) => ip.is_multicast() || ip.is_broadcast(),
-        IpAddr::V6(ip) => ip.is_multicast(),
-    };
-    to.port() == 0 || to.ip().is_unspecified() || multicast || to.is_ipv6()
-}
-
 impl tcp_create_socket::Host for SocketsView<'_> {
     fn create_tcp_socket(&mut self, family: IpAddressFamily) -> SocketResult<Resource<TcpSocket>> {
-        match family {
-            IpAddressFamily::Ipv4 => Ok(self.table.push(TcpSocket::new())?),
-            // The Pod network is IPv4; a program that tries both families goes on with the other one.
-            IpAddressFamily::Ipv6 => Err(ErrorCode::NotSupported.into()),
-        }
+        check_family(family)?;
+        Ok(self.table.push(TcpSocket::new())?)
     }
 }
 
@@ -170,15 +135,6 @@ impl SocketsView<'_> {
         let output: DynOutputStream = Box::new(Outgoing { stream: stream.clone() });
         Ok((self.table.push_child(input, parent)?, self.table.push_child(output, parent)?))
     }
-}
-
-/// Sets a value that must not be zero.
-fn set_positive<T: PartialEq + Default>(slot: &mut T, value: T) -> SocketResult<()> {
-    if value == T::default() {
-        return Err(ErrorCode::InvalidArgument.into());
-    }
-    *slot = value;
-    Ok(())
 }
 
 impl Host for SocketsView<'_> {}
@@ -385,27 +341,27 @@ impl HostTcpSocket for SocketsView<'_> {
     }
 
     fn hop_limit(&mut self, this: Resource<TcpSocket>) -> SocketResult<u8> {
-        Ok(self.options(&this)?.hop_limit)
+        Ok(self.options(&this)?.tunables.hop_limit)
     }
 
     fn set_hop_limit(&mut self, this: Resource<TcpSocket>, value: u8) -> SocketResult<()> {
-        set_positive(&mut self.options(&this)?.hop_limit, value)
+        set_positive(&mut self.options(&this)?.tunables.hop_limit, value)
     }
 
     fn receive_buffer_size(&mut self, this: Resource<TcpSocket>) -> SocketResult<u64> {
-        Ok(self.options(&this)?.receive_buffer)
+        Ok(self.options(&this)?.tunables.receive_buffer)
     }
 
     fn set_receive_buffer_size(&mut self, this: Resource<TcpSocket>, value: u64) -> SocketResult<()> {
-        set_positive(&mut self.options(&this)?.receive_buffer, value)
+        set_positive(&mut self.options(&this)?.tunables.receive_buffer, value)
     }
 
     fn send_buffer_size(&mut self, this: Resource<TcpSocket>) -> SocketResult<u64> {
-        Ok(self.options(&this)?.send_buffer)
+        Ok(self.options(&this)?.tunables.send_buffer)
     }
 
     fn set_send_buffer_size(&mut self, this: Resource<TcpSocket>, value: u64) -> SocketResult<()> {
-        set_positive(&mut self.options(&this)?.send_buffer, value)
+        set_positive(&mut self.options(&this)?.tunables.send_buffer, value)
     }
 
     fn subscribe(&mut self, this: Resource<TcpSocket>) -> wasmtime::Result<Resource<DynPollable>> {

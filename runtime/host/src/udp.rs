@@ -15,23 +15,19 @@ use crate::bindings::wasi::sockets::udp::{
 };
 use crate::bindings::wasi::sockets::udp_create_socket;
 use crate::guest::SocketsView;
-use crate::tcp::{error_code, is_invalid_destination};
+use crate::socket::{Tunables, check_family, error_code, is_invalid_destination, set_positive};
 
 /// Datagrams that one call hands over in either direction.
 const DATAGRAMS_MAX: usize = 16;
 /// Bytes after which `receive` hands over what it has.
 const RECEIVE_BYTES_MAX: usize = 64 * 1024;
-/// The buffer size that a guest reads back until it sets one.
-const BUFFER_BYTES_DEFAULT: u64 = 64 * 1024;
 
 /// A guest's UDP socket.
 #[expect(unreachable_pub, reason = "the generated bindings re-export it")]
 pub struct UdpSocket {
     state: State,
     remote: Option<SocketAddr>,
-    hop_limit: u8,
-    receive_buffer: u64,
-    send_buffer: u64,
+    tunables: Tunables,
 }
 
 enum State {
@@ -88,16 +84,9 @@ impl Pollable for OutgoingDatagrams {
 
 impl udp_create_socket::Host for SocketsView<'_> {
     fn create_udp_socket(&mut self, family: IpAddressFamily) -> SocketResult<Resource<UdpSocket>> {
-        match family {
-            IpAddressFamily::Ipv4 => Ok(self.table.push(UdpSocket {
-                state: State::Unbound,
-                remote: None,
-                hop_limit: 64,
-                receive_buffer: BUFFER_BYTES_DEFAULT,
-                send_buffer: BUFFER_BYTES_DEFAULT,
-            })?),
-            IpAddressFamily::Ipv6 => Err(ErrorCode::NotSupported.into()),
-        }
+        check_family(family)?;
+        let socket = UdpSocket { state: State::Unbound, remote: None, tunables: Tunables::default() };
+        Ok(self.table.push(socket)?)
     }
 }
 
@@ -168,39 +157,27 @@ impl HostUdpSocket for SocketsView<'_> {
     }
 
     fn unicast_hop_limit(&mut self, this: Resource<UdpSocket>) -> SocketResult<u8> {
-        Ok(self.table.get(&this)?.hop_limit)
+        Ok(self.table.get(&this)?.tunables.hop_limit)
     }
 
     fn set_unicast_hop_limit(&mut self, this: Resource<UdpSocket>, value: u8) -> SocketResult<()> {
-        if value == 0 {
-            return Err(ErrorCode::InvalidArgument.into());
-        }
-        self.table.get_mut(&this)?.hop_limit = value;
-        Ok(())
+        set_positive(&mut self.table.get_mut(&this)?.tunables.hop_limit, value)
     }
 
     fn receive_buffer_size(&mut self, this: Resource<UdpSocket>) -> SocketResult<u64> {
-        Ok(self.table.get(&this)?.receive_buffer)
+        Ok(self.table.get(&this)?.tunables.receive_buffer)
     }
 
     fn set_receive_buffer_size(&mut self, this: Resource<UdpSocket>, value: u64) -> SocketResult<()> {
-        if value == 0 {
-            return Err(ErrorCode::InvalidArgument.into());
-        }
-        self.table.get_mut(&this)?.receive_buffer = value;
-        Ok(())
+        set_positive(&mut self.table.get_mut(&this)?.tunables.receive_buffer, value)
     }
 
     fn send_buffer_size(&mut self, this: Resource<UdpSocket>) -> SocketResult<u64> {
-        Ok(self.table.get(&this)?.send_buffer)
+        Ok(self.table.get(&this)?.tunables.send_buffer)
     }
 
     fn set_send_buffer_size(&mut self, this: Resource<UdpSocket>, value: u64) -> SocketResult<()> {
-        if value == 0 {
-            return Err(ErrorCode::InvalidArgument.into());
-        }
-        self.table.get_mut(&this)?.send_buffer = value;
-        Ok(())
+        set_positive(&mut self.table.get_mut(&this)?.tunables.send_buffer, value)
     }
 
     fn subscribe(&mut self, this: Resource<UdpSocket>) -> wasmtime::Result<Resource<DynPollable>> {
