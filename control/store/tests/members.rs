@@ -11,6 +11,7 @@ use dhow_store::{
 use dhow_types::Revision;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::runtime::Handle;
@@ -23,6 +24,8 @@ struct Network {
     cut: Mutex<BTreeSet<u64>>,
     /// Snapshots that were taken in, by member.
     snapshots: Mutex<Vec<u64>>,
+    /// How many of the next snapshots do not arrive as they were sent.
+    spoils: AtomicU64,
 }
 
 struct Wire {
@@ -49,7 +52,13 @@ impl Peers for Wire {
     fn send_snapshot(&self, to: u64, snapshot: Snapshot) {
         let (from, network) = (self.from, self.network.clone());
         self.runtime.spawn(async move {
-            let stream: Vec<u8> = snapshot.flat_map(|piece| piece.to_vec()).collect();
+            let mut stream: Vec<u8> = snapshot.flat_map(|piece| piece.to_vec()).collect();
+            let spoil = network.spoils.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+            match spoil {
+                Ok(left) if left % 2 == 0 => stream.truncate(stream.len() / 2),
+                Ok(_) => stream[60] ^= 4,
+                Err(_) => {}
+            }
             let taken = match network.reach(from, to) {
                 Some(member) => member.receive_snapshot(&stream[..]).await.is_ok(),
                 None => false,
@@ -373,15 +382,60 @@ async fn a_member_that_lags_too_far_gets_a_snapshot() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_that_arrives_spoiled_is_sent_again() {
+    let cluster = Cluster::start(1, None).await;
+    fill(&cluster.member(1), 0, 5).await;
+    cluster.network.spoils.store(2, Ordering::SeqCst);
+    let joined = cluster.open(2).await;
+    cluster.admit(2).await;
+    cluster.assert_equal().await;
+    assert_eq!(cluster.network.spoils.load(Ordering::SeqCst), 0);
+    assert_eq!(*cluster.network.snapshots.lock().unwrap(), [2], "the spoiled ones were refused");
+    assert_eq!(joined.state().len(), 250);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_whose_disk_was_emptied_does_not_vote_again() {
+    let cluster = Cluster::start(3, None).await;
+    fill(&cluster.member(1), 0, 5).await;
+    let emptied = cluster.leader().await % 3 + 1;
+    cluster.assert_equal().await;
+    cluster.kill(emptied).await;
+    std::fs::remove_dir_all(cluster.path(emptied)).unwrap();
+    let member = cluster.open(emptied).await;
+    let why = patiently("it notices", async {
+        loop {
+            match member.write(put("x", Expect::Any)).await {
+                Err(WriteError::Unavailable(why)) => break why,
+                Err(WriteError::NoLeader | WriteError::Lost) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    })
+    .await;
+    assert!(why.contains("dhow member remove"), "{why}");
+    assert_eq!(member.state().len(), 0);
+    let other = cluster.member(emptied % 3 + 1);
+    write(&other, "without").await;
+    // Under another number it is welcome.
+    change(&other, &[MemberChange::Remove(emptied)]).await;
+    cluster.close(emptied).await;
+    cluster.open(4).await;
+    change(&other, &[MemberChange::AddLearner(4)]).await;
+    change(&other, &[MemberChange::Promote(4)]).await;
+    cluster.assert_equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_come_and_go_under_load() {
     let cluster = Cluster::start(1, None).await;
     let first = cluster.member(1);
     fill(&first, 0, 5).await;
-    let (load, stop) = (first.clone(), Arc::new(std::sync::atomic::AtomicBool::new(false)));
+    let (load, stop) = (first.clone(), Arc::new(AtomicBool::new(false)));
     let stopped = stop.clone();
     let load = tokio::spawn(async move {
         let mut written = 0;
-        while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+        while !stopped.load(Ordering::Relaxed) {
             write(&load, &format!("load-{written}")).await;
             written += 1;
         }
@@ -408,7 +462,7 @@ async fn members_come_and_go_under_load() {
         assert!(!members.contains(member));
         cluster.close(member).await;
     }
-    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    stop.store(true, Ordering::Relaxed);
     let written = load.await.unwrap();
     write(&first, "alone").await;
     drop(first);
