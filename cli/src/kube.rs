@@ -4,7 +4,6 @@ use crate::paths;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use dhow_client::{Client, Config, resource_path};
-use http::Method;
 use serde::Deserialize as _;
 use serde_json::Value as Tree;
 use std::io::Read as _;
@@ -104,11 +103,7 @@ impl Discovery {
     pub(crate) async fn fetch(client: &Client) -> anyhow::Result<Self> {
         let mut resources = Vec::new();
         for path in ["/api", "/apis"] {
-            let response = client.request(Method::GET, path, DISCOVERY, None).await?;
-            if !response.status.is_success() {
-                bail!("the server answered {} to `GET {path}`", response.status);
-            }
-            let tree: Tree = serde_json::from_slice(&response.body).context("reading the server's discovery")?;
+            let tree = client.get_as(path, DISCOVERY).await.context("asking the server what it offers")?;
             for group in items(&tree) {
                 let name = group["metadata"]["name"].as_str().unwrap_or_default();
                 // The first version is the preferred one.

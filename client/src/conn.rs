@@ -264,13 +264,24 @@ impl Client {
 
     /// Reads one object, list, or document.
     pub async fn get(&self, path: &str) -> Result<Tree, ClientError> {
-        self.json(Method::GET, path, None).await
+        self.get_as(path, "application/json").await
     }
 
     /// Reads what is at `path` in another JSON form than the object's own, such as a `Table`.
     pub async fn get_as(&self, path: &str, accept: &str) -> Result<Tree, ClientError> {
-        let response = self.request(Method::GET, path, accept, None).await?;
-        self.decode(&response)
+        let mut left = self.inner.target.read().unwrap_or_else(PoisonError::into_inner).count();
+        loop {
+            left = left.saturating_sub(1);
+            let answer = self.request(Method::GET, path, accept, None).await;
+            // Reading changes nothing, so another server may be asked at once; writes are for the caller to repeat.
+            let lost = match &answer {
+                Ok(answer) => answer.status == http::StatusCode::SERVICE_UNAVAILABLE,
+                Err(err) => matches!(err, ClientError::Http { .. } | ClientError::Body { .. }),
+            };
+            if !lost || left == 0 {
+                return self.decode(&answer?);
+            }
+        }
     }
 
     /// Creates an object in the collection at `path`.

@@ -56,7 +56,7 @@ impl Server {
                     let stream = tls.accept(socket).await.unwrap();
                     let caller = subject_of(&stream.get_ref().1.peer_certificates().unwrap()[0]).unwrap().common_name;
                     let service = service_fn(move |_| {
-                        let mut answer = Response::new(Full::new(Bytes::from(format!("{name} heard {caller}"))));
+                        let mut answer = Response::new(Full::new(Bytes::from(format!("\"{name} heard {caller}\""))));
                         *answer.status_mut() = status;
                         async move { Ok::<_, Infallible>(answer) }
                     });
@@ -89,7 +89,7 @@ fn client(ca: &Ca, name: &str, servers: &[&Server]) -> Client {
 
 async fn ask(client: &Client) -> Option<String> {
     let answer = client.request(Method::GET, "/", "*/*", None).await.ok()?;
-    Some(String::from_utf8(answer.body.to_vec()).unwrap())
+    Some(serde_json::from_slice(&answer.body).unwrap())
 }
 
 #[tokio::test]
@@ -125,6 +125,25 @@ async fn a_server_that_cannot_serve_is_passed_over() {
     for _ in 0..2 {
         assert_eq!(ask(&client).await.unwrap(), "two heard me");
     }
+    one.stop().await;
+    two.stop().await;
+}
+
+#[tokio::test]
+async fn a_read_goes_on_at_the_next_server_and_a_write_does_not() {
+    let ca = ca();
+    let one = Server::start(&ca, "one", StatusCode::SERVICE_UNAVAILABLE).await;
+    let two = Server::start(&ca, "two", StatusCode::OK).await;
+    for (servers, write) in [([&one, &two], Some(503)), ([&two, &one], None)] {
+        let client = client(&ca, "me", &servers);
+        assert_eq!(
+            client.create("/", &serde_json::Value::Null).await.err().and_then(|err| Some(err.status()?.code)),
+            write
+        );
+        assert_eq!(self::client(&ca, "me", &servers).get("/").await.unwrap(), "two heard me");
+    }
+    let client = client(&ca, "me", &[&one]);
+    assert!(client.get("/").await.unwrap_err().is(503), "there is nobody else");
     one.stop().await;
     two.stop().await;
 }
