@@ -24,6 +24,8 @@ const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// The name in a control node's certificate.
 const CONTROL_NAME: &str = "dhow-control";
+/// The organization in it: who is told so by the cluster's CA is a control node, whatever a slice says.
+const CONTROL_NODES: &str = "dhow:control-nodes";
 /// The service whose endpoints are the control nodes.
 const SERVICE: (&str, &str) = ("default", "kubernetes");
 /// A cluster has a handful of control nodes. What a slice names beyond that is left out: each costs a link.
@@ -209,7 +211,7 @@ impl Links {
                 Ok(connection) => {
                     tracing::info!(control, "connected to the control node");
                     let began = tokio::time::Instant::now();
-                    // Pods reach the API by its service, and who answers here is it, whatever a slice says.
+                    // Pods reach the API by its service, and who answers here is it.
                     let _open = Opened::to(&self.switch, connection.remote_addr());
                     let why = self.fabric.serve(connection).await;
                     tracing::info!(control, why = %Chain(&why), "the connection to the control node ended");
@@ -229,7 +231,11 @@ impl Links {
         let mut why = format!("`{control}` has no address");
         for addr in tokio::net::lookup_host(control).await.map_err(|err| err.to_string())? {
             match self.endpoint.connect(addr, CONTROL_NAME).await {
-                Ok(connection) => return Ok(connection),
+                Ok(connection) if connection.is_in(CONTROL_NODES) => return Ok(connection),
+                Ok(connection) => {
+                    why = format!("`{}` is no control node", connection.peer());
+                    connection.close();
+                }
                 Err(err) => why = Chain(&err).to_string(),
             }
         }
