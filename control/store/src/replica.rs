@@ -389,7 +389,9 @@ impl Replica {
             reader.feed(&piece)?;
             piece.clear();
         }
-        let image = Box::new(reader.finish(self.shared.history_max)?);
+        let history_max = self.shared.history_max;
+        let finished = tokio::task::spawn_blocking(move || reader.finish(history_max)).await;
+        let image = Box::new(finished.map_err(|_| SnapshotError::Closed)??);
         let snapshot = FromPeer::Snapshot { message: message.into(), image };
         self.inbox.send(snapshot).await.map_err(|_| SnapshotError::Closed)
     }

@@ -229,9 +229,11 @@ impl Driver {
     fn end_install(&mut self, Installing { install, state: image }: Installing) {
         let revision = image.revision();
         let mut state = self.shared.state.write().unwrap_or_else(PoisonError::into_inner);
-        *state = image;
+        let former = mem::replace(&mut *state, image);
         *self.shared.standing() = Standing { applied: install.position, members: install.members };
         drop(state);
+        // To free a million objects takes a while, and readers need not wait for it.
+        drop(former);
         self.shared.hub.cut(revision);
     }
 
