@@ -29,6 +29,10 @@ fn kubectl_works_unchanged() {
     let client = Kubectl { cluster: &cluster, program: kubectl };
     twins::templates_are_as_recorded(&client.program);
     applies_and_shows(&client);
+    let like = twins::DESCRIBES_LIKE;
+    if minor != like {
+        eprintln!("\n!!!!!!!! SKIPPED: descriptions are compared with kubectl 1.{like}, this is 1.{minor} !!!!!!!!\n");
+    }
     twins::answers_are_the_same(&cluster, &client.program, minor);
     twins::apply_does_the_same(&cluster, &client.program);
     scales_and_rolls_out(&client);
@@ -190,7 +194,8 @@ fn kubectl_runs_commands_in_containers() {
     let cluster = Cluster::start(dir.path(), &[]);
     let client = Kubectl { cluster: &cluster, program: kubectl };
     client.cluster.dhow(&["push", "tests/guests/tool.wasm", "tool:1.0"]);
-    let pod = "{apiVersion: v1, kind: Pod, metadata: {name: tool}, spec: {volumes: [{name: data, emptyDir: {}}], \
+    // What begins with a brace is JSON to older versions.
+    let pod = "---\n{apiVersion: v1, kind: Pod, metadata: {name: tool}, spec: {volumes: [{name: data, emptyDir: {}}], \
         containers: [{name: c, image: 'tool:1.0', args: [sleep], volumeMounts: [{name: data, mountPath: /data}]}]}}";
     client.ok(&format!("apply -f {}", client.cluster.manifest("tool.yaml", pod)));
     client.ok("wait --for=condition=Ready pod/tool --timeout=60s");

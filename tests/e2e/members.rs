@@ -292,10 +292,10 @@ fn a_rolling_restart_and_a_lost_data_directory_lose_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let mut members = three(dir.path());
     let load = Load::start(&members[0], "rolling");
-    for turn in 0..3 {
-        members[turn].stop();
-        members[turn].restart();
-        writes_go_on(&members[turn], &format!("turn-{turn}"));
+    for (turn, member) in members.iter_mut().enumerate() {
+        member.stop();
+        member.restart();
+        writes_go_on(member, &format!("turn-{turn}"));
     }
     let acknowledged = load.end();
     assert!(!acknowledged.is_empty());
