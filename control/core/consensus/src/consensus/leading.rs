@@ -127,7 +127,8 @@ impl Consensus {
                     if !self.is_active(id) {
                         return Err(refuse(ChangeError::Silent(id)));
                     }
-                    if matched + PROMOTE_LAG_MAX < self.last().index {
+                    // Who has nothing waits for an image, which may fail for long; its vote would be missed meanwhile.
+                    if matched == 0 || matched + PROMOTE_LAG_MAX < self.last().index {
                         return Err(refuse(ChangeError::Lags(id)));
                     }
                 }
