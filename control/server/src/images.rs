@@ -4,7 +4,7 @@
 //! is asked for something that it has not fetched yet does so at once. So every member serves every image, and losing
 //! one loses none that the others had the time to fetch.
 
-use crate::answer::Answer;
+use crate::answer::{self, Answer};
 use crate::app::App;
 use crate::body::RequestBody;
 use crate::members::client_of;
@@ -113,10 +113,16 @@ pub(crate) async fn handle(app: &App, user: &User, request: Request<RequestBody>
         }
         What::Manifest { repository, reference } if method == Method::DELETE => {
             let ops = forget(app, repository, reference);
-            if !ops.is_empty() {
+            let is_known = !ops.is_empty();
+            if is_known {
                 app.write_raw(Txn { ops }).await?;
             }
-            Ok(pass(app.registry.handle(request).await))
+            let mut answer = pass(app.registry.handle(request).await);
+            if is_known && answer.status() == StatusCode::NOT_FOUND {
+                // It had not come to this member's disk yet, and now it never will.
+                answer = answer::answer(202, "text/plain", answer::empty());
+            }
+            Ok(answer)
         }
         _ => Ok(pass(app.registry.handle(request).await)),
     }

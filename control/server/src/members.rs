@@ -70,6 +70,10 @@ pub(crate) async fn handle(
     if app.is_leader() {
         return handle_as_leader(app, user, method, path, &body).await;
     }
+    // Whoever passed it on took this member for the leader: it looks again, or the two would ask each other for ever.
+    if user.member().is_some() {
+        return Err(ApiError::unavailable("the leader of the control nodes is changing: try again"));
+    }
     match forward(app, method, path, &body).await {
         Ok(answer) => {
             if answer.status().is_success() && path == "/dhow/v1/members/join" {

@@ -8,6 +8,7 @@ use crate::body::RequestBody;
 use crate::{auth, kubelet, plain, read, sessions, watch, write};
 use dhow_api::kinds::{self, Kind, Subresource};
 use dhow_api::status::ApiError;
+use dhow_gate::authorize;
 use dhow_gate::media::{self, Accepted, Endpoint};
 use dhow_gate::{Query, RequestInfo, ResourceRequest, Target, User, Verb};
 use futures_util::FutureExt;
@@ -84,6 +85,9 @@ async fn route(app: &Arc<App>, certificate: Option<&Shown>, request: Request<Req
     let (path, query_text) = (request.uri().path().to_owned(), request.uri().query().unwrap_or("").to_owned());
     let query = Query::parse(&query_text);
     let info = RequestInfo::parse(request.method().as_str(), &path, &query);
+    if app.member.witness && (!is_for_witness(&info.target) || request.headers().contains_key(AUTHORIZATION)) {
+        return Err(witness(app));
+    }
     let user = match auth::authenticate(certificate, request.headers(), &app.view(), now()) {
         // A token that was made at another member a moment ago may not have come here yet.
         Err(_) if request.headers().contains_key(AUTHORIZATION) && app.barrier().await.is_ok() => {
@@ -91,10 +95,9 @@ async fn route(app: &Arc<App>, certificate: Option<&Shown>, request: Request<Req
         }
         other => other,
     }?;
-    authorize(app, &user, &info).await?;
+    check_leave(app, &user, &info).await?;
     match &info.target {
         Target::Path(path) => plain::handle(app, &user, path, &query, request).await,
-        Target::Resource(_) if app.member.witness => Err(witness(app)),
         Target::Resource(target) => {
             let kind = kinds::by_resource(&target.group, &target.version, &target.resource)
                 .filter(|kind| kind.namespaced || target.namespace.is_empty())
@@ -106,6 +109,17 @@ async fn route(app: &Arc<App>, certificate: Option<&Shown>, request: Request<Req
     }
 }
 
+/// What a witness can answer, which holds no objects, no images, and no tokens to tell anybody by.
+fn is_for_witness(target: &Target) -> bool {
+    let Target::Path(path) = target else { return false };
+    let health = ["/healthz", "/livez", "/readyz", "/version", "/cacerts", "/metrics"];
+    let own = ["/dhow/v1/members", "/dhow/v1/status", authorize::RENEW_PATH];
+    health
+        .iter()
+        .chain(&own)
+        .any(|known| path.strip_prefix(known).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
+}
+
 /// A witness holds no objects to show, and gives no leave to write any.
 fn witness(app: &App) -> ApiError {
     let others = app.known_members().into_iter().filter(|member| !member.witness);
@@ -113,7 +127,7 @@ fn witness(app: &App) -> ApiError {
     ApiError::unavailable(format!("this control node is a witness and holds no objects: ask {}", others.join(" or ")))
 }
 
-async fn authorize(app: &App, user: &User, info: &RequestInfo) -> Result<(), ApiError> {
+async fn check_leave(app: &App, user: &User, info: &RequestInfo) -> Result<(), ApiError> {
     let Err(refusal) = dhow_gate::authorize(user, info, &app.view()) else { return Ok(()) };
     // Who has not said who they are is asked for that first.
     if *user == User::anonymous() {

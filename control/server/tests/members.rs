@@ -98,9 +98,7 @@ impl Trio {
     }
 
     async fn stop(self) {
-        for server in self.servers.into_iter().flatten() {
-            server.stop().await;
-        }
+        futures_util::future::join_all(self.servers.into_iter().flatten().map(Server::stop)).await;
     }
 }
 
@@ -320,6 +318,8 @@ async fn a_witness_keeps_two_going_and_shows_no_objects() {
         refused.is(503) && refused.to_string().contains("is a witness and holds no objects: ask https://"),
         "{refused}"
     );
+    let push = admin(trio.server(2)).request(Method::POST, "/v2/a/blobs/uploads/", "*/*", None).await.unwrap();
+    assert_eq!(push.status, 503, "an image on a witness would be lost");
     let leader = trio.leader(0).await;
     assert_ne!(leader, 2);
     admin(trio.server(leader)).create(CONFIG_MAPS, &config_map("before")).await.unwrap();
