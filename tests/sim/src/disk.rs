@@ -105,6 +105,12 @@ impl Disk {
     pub(crate) fn crash(&mut self, rng: &mut Rng) {
         let survive = rng.below(self.unsynced.len() as u64 + 1);
         self.sync(survive as usize);
+        // An image is there before the log that it replaces is gone.
+        if let Some(Write::Install(_, image)) = self.unsynced.front()
+            && rng.chance(1, 2)
+        {
+            self.image = image.clone();
+        }
         self.unsynced.clear();
     }
 

@@ -303,7 +303,7 @@ impl World {
         self.plan_sync(id);
     }
 
-    fn plan_sync(&mut self, id: u64) {
+    pub(crate) fn plan_sync(&mut self, id: u64) {
         let (now, sync_ms) = (self.now, self.weather.sync_ms);
         let slow = if self.nodes[&id].slow_until > now { 100 + self.rng.below(400) } else { 0 };
         let pause = 1 + self.rng.below(sync_ms) + slow;

@@ -316,6 +316,10 @@ impl World {
             let node = self.node(id);
             node.slow_until = now;
             node.paused_until = node.paused_until.min(now);
+            if node.running.is_some() {
+                // A driver that forgets to sync need not stop for ever.
+                self.plan_sync(id);
+            }
             self.start(id);
         }
         let faults = |event: &Event| matches!(event, Event::Weather | Event::Operator | Event::Crash { .. });

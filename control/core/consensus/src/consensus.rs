@@ -61,8 +61,8 @@ pub struct Consensus {
     applied_members: Members,
     /// Changes of the members that are handed out and not applied.
     unapplied_members: VecDeque<(u64, Members)>,
-    /// The term of the last entry that was handed out.
-    delivered_term: u64,
+    /// The last entry that was handed out.
+    delivered: Position,
     proposals: Proposals,
     inbox: Inbox,
     last_sequence: u64,
@@ -140,7 +140,7 @@ impl Consensus {
             told_removed: None,
             heard: BTreeMap::new(),
             applied: applied.index,
-            delivered_term: applied.term,
+            delivered: applied,
             proposals: Proposals::default(),
             inbox: Inbox::default(),
             last_sequence: 0,
@@ -409,7 +409,7 @@ impl Consensus {
     /// The log jumps: what happened to proposals in between is not seen here.
     fn note_install(&mut self, position: Position, members: Members, out: &mut Vec<Out>) {
         self.members = members;
-        self.delivered_term = self.delivered_term.max(position.term);
+        self.delivered = position;
         let proposals = self.proposals.lose_sent();
         if !proposals.is_empty() {
             out.push(Out::Lost { proposals, reads: Vec::new() });
@@ -446,10 +446,10 @@ impl Consensus {
         }
         let mut committed = Vec::with_capacity(entries.len());
         for entry in entries {
-            if entry.term > self.delivered_term {
-                self.delivered_term = entry.term;
+            if entry.term > self.delivered.term {
                 self.proposals.hold_older(entry.term);
             }
+            self.delivered = Position { index: entry.index, term: entry.term };
             let id = self.life.own(&entry.context).filter(|id| self.proposals.finish(*id));
             let (index, term) = (entry.index, entry.term);
             let (data, members) = match from_engine(entry) {

@@ -8,7 +8,7 @@
 
 use crate::io::{ProposalId, ReadId, Refusal};
 use crate::members::ChangeError;
-use crate::tail::EntryKind;
+use crate::tail::{EntryKind, Position};
 use bytes::{BufMut, Bytes};
 use protobuf::Message as _;
 use raft::eraftpb;
@@ -48,8 +48,8 @@ pub(crate) enum Saying {
     AnswerRead { incarnation: u64, id: ReadId, index: u64 },
     /// To the leader: hand over.
     Transfer { to: Option<u64> },
-    /// From the leader of this term: you are no member.
-    Removed { term: u64 },
+    /// From the leader of this term: by the log up to this position you are no member.
+    Removed { term: u64, by: Position },
 }
 
 /// Proposals on their way to a leader. No leader takes one twice: it takes them in its own term only, and each
@@ -113,7 +113,7 @@ impl Saying {
             Self::AskRead { incarnation, id } => head(ASK_READ, &[*incarnation, id.0]),
             Self::AnswerRead { incarnation, id, index } => head(ANSWER_READ, &[*incarnation, id.0, *index]),
             Self::Transfer { to } => head(TRANSFER, &[to.unwrap_or(0)]),
-            Self::Removed { term } => head(REMOVED, &[*term]),
+            Self::Removed { term, by } => head(REMOVED, &[*term, by.index, by.term]),
         }
         out.into()
     }
@@ -149,7 +149,10 @@ impl Saying {
                 Self::AnswerRead { incarnation: rest.word()?, id: ReadId(rest.word()?), index: rest.word()? }
             }
             TRANSFER => Self::Transfer { to: Some(rest.word()?).filter(|to| *to != 0) },
-            REMOVED => Self::Removed { term: rest.word()? },
+            REMOVED => {
+                let (term, index) = (rest.word()?, rest.word()?);
+                Self::Removed { term, by: Position { index, term: rest.word()? } }
+            }
             _ => return None,
         };
         rest.0.is_empty().then_some((from, saying))
@@ -246,7 +249,7 @@ mod tests {
             Saying::AnswerRead { incarnation: 1, id: ReadId(2), index: 3 },
             Saying::Transfer { to: None },
             Saying::Transfer { to: Some(2) },
-            Saying::Removed { term: 12 },
+            Saying::Removed { term: 12, by: Position { index: 7, term: 11 } },
         ] {
             for from in [Speaker { member: 6, witness: true }, Speaker { member: 6, witness: false }] {
                 assert_eq!(Saying::decode(&saying.encode(from)), Some((from, saying.clone())));

@@ -43,8 +43,8 @@ impl Consensus {
         }
         if self.is_stranger(from) {
             if !matches!(saying, Saying::Removed { .. }) {
-                let term = self.node.raft.term;
-                self.say(from, &Saying::Removed { term });
+                let (term, by) = (self.node.raft.term, self.delivered);
+                self.say(from, &Saying::Removed { term, by });
             }
             return;
         }
@@ -62,7 +62,7 @@ impl Consensus {
                 self.reads.answer(id, index);
             }
             Saying::Transfer { to } if self.is_leader() => self.transfer(to),
-            Saying::Removed { term } if term >= self.node.raft.term => self.told_removed = Some(term),
+            Saying::Removed { term, by } if self.is_told_by(by) => self.told_removed = Some(term),
             Saying::Verdicts { .. }
             | Saying::AskRead { .. }
             | Saying::AnswerRead { .. }
@@ -71,9 +71,16 @@ impl Consensus {
         }
     }
 
+    /// Whether whoever has handed out the log up to there knows all changes of the members that this one knows. A
+    /// leader that is none any more may not have heard of the change that made this one a member.
+    fn is_told_by(&self, by: Position) -> bool {
+        let last = self.last();
+        !self.members.is_empty() && (by.term, by.index) >= (last.term, last.index)
+    }
+
     /// Only a leader that has handed out all that was committed before its term knows who is none.
     fn is_stranger(&self, member: u64) -> bool {
-        self.is_leader() && self.delivered_term == self.node.raft.term && !self.members.contains(member)
+        self.is_leader() && self.delivered.term == self.node.raft.term && !self.members.contains(member)
     }
 
     fn handle_engine(&mut self, from: u64, bytes: &Bytes, out: &mut Vec<Out>) {

@@ -191,6 +191,26 @@ fn the_last_of_two_stays_when_its_leader_goes() {
 }
 
 #[test]
+fn who_is_removed_believes_only_those_who_know_more() {
+    let mut net = Net::of(&[1, 2, 3]);
+    let leader = net.elect();
+    let other = if leader == 1 { 2 } else { 1 };
+    net.propose(leader, 1..3);
+    net.pass(200);
+    let last = net.member(other).consensus.last();
+    let older = Position { index: last.index + 5, term: last.term - 1 };
+    for (by, expected) in [(older, false), (Position { index: last.index - 1, ..last }, false), (last, true)] {
+        let saying = Saying::Removed { term: 1, by };
+        let from = crate::envelope::Speaker { member: leader, witness: false };
+        net.give(other, In::Message(saying.encode(from)));
+        assert_eq!(net.member(other).consensus.role() == Role::Removed, expected, "{by:?} {last:?}");
+    }
+    // The leader knows better.
+    net.pass(500);
+    assert_eq!(net.member(other).consensus.role(), Role::Follower { leader: Some(leader) });
+}
+
+#[test]
 fn a_learner_notices_that_its_leader_is_gone() {
     let mut net = Net::of(&[1]);
     net.start(2, Disk::default());
