@@ -19,6 +19,7 @@ mod control;
 mod events;
 mod exec;
 mod flights;
+mod grpc;
 mod hooks;
 mod images;
 mod join;
