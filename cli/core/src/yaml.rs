@@ -2,6 +2,7 @@
 //! taken for something else.
 
 use crate::goform;
+use crate::sort::natural;
 use serde_json::Value as Tree;
 
 /// Where a line is wide enough to be broken at the next blank.
@@ -21,6 +22,7 @@ pub fn write(tree: &Tree) -> String {
 /// A map's fields; the first stands where the line is, the others on lines of their own.
 fn fields(map: &Tree, indent: usize, out: &mut String) {
     let mut fields: Vec<(&String, &Tree)> = map.as_object().into_iter().flatten().collect();
+    // Go's YAML sorts about so; where its order contradicts itself, this one does not.
     fields.sort_by_cached_key(|(key, _)| natural(key));
     for (index, (key, value)) in fields.into_iter().enumerate() {
         if index > 0 {
@@ -278,33 +280,6 @@ fn literal(text: &str, indent: usize, out: &mut String) {
             out.push_str(line);
         }
     }
-}
-
-/// A part of a key, in the order in which they sort: what is no letter, numbers by their value, letters.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-enum Part {
-    Other(char),
-    /// Without zeros in front, which count last: the longer one is the larger.
-    Number(usize, String, usize),
-    Letter(char),
-}
-
-/// What a key is sorted by. Go's YAML sorts about so; where its order contradicts itself, this one does not.
-fn natural(key: &str) -> Vec<Part> {
-    let mut parts = Vec::new();
-    let mut rest = key;
-    while let Some(first) = rest.chars().next() {
-        let (digits, after) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len()));
-        if digits.is_empty() {
-            parts.push(if first.is_alphabetic() { Part::Letter(first) } else { Part::Other(first) });
-            rest = &rest[first.len_utf8()..];
-        } else {
-            let value = digits.trim_start_matches('0');
-            parts.push(Part::Number(value.len(), value.to_owned(), digits.len()));
-            rest = after;
-        }
-    }
-    parts
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@ use crate::kube::{Discovery, Global, Resource, Session, escape, items, targets};
 use crate::output;
 use crate::print::{Form, Heading, ObjectForm, Whole};
 use anyhow::{Context as _, bail};
+use dhow_cli_core::jsonpath::{Template, TemplateError};
+use dhow_cli_core::sort;
 use dhow_client::{ClientError, Event};
 use http::Method;
 use http_body_util::BodyExt as _;
@@ -30,6 +32,9 @@ pub(crate) struct Args {
     /// Only objects with these field values
     #[arg(long, default_value = "")]
     field_selector: String,
+    /// Sort by what this path leads to, such as .metadata.creationTimestamp
+    #[arg(long, value_name = "PATH", value_parser = path_of)]
+    sort_by: Option<Template>,
     /// Go on showing changes
     #[arg(short, long)]
     watch: bool,
@@ -42,6 +47,10 @@ pub(crate) struct Args {
     /// Show the labels as a last column
     #[arg(long)]
     show_labels: bool,
+}
+
+fn path_of(text: &str) -> Result<Template, TemplateError> {
+    Template::parse_relaxed(text)
 }
 
 fn form(text: &str) -> Result<Form, String> {
@@ -80,6 +89,8 @@ fn path(args: &Args, session: &Session, resource: &Resource, name: Option<&str>)
     if !args.selector.is_empty() {
         query.push(format!("labelSelector={}", escape(&args.selector)));
     }
+    // What a table's row shows is not all that it can be sorted by.
+    query.extend(args.sort_by.as_ref().map(|_| "includeObject=Object".to_owned()));
     if !fields.is_empty() {
         query.push(format!("fieldSelector={}", escape(&fields)));
     }
@@ -97,7 +108,11 @@ async fn tables(args: &Args, session: &Session, queries: &[(&Resource, Option<St
     let mut rows: Vec<Vec<String>> = Vec::new();
     for (index, (resource, name)) in queries.iter().enumerate() {
         let path = path(args, session, resource, name.as_deref());
-        let Some(table) = found(args, fetch_table(session, &path).await)? else { continue };
+        let Some(mut table) = found(args, fetch_table(session, &path).await)? else { continue };
+        if let (Some(path), Some(rows)) = (&args.sort_by, table["rows"].as_array_mut()) {
+            let objects: Vec<&Tree> = rows.iter().map(|row| &row["object"]).collect();
+            *rows = sort::order(&objects, path)?.into_iter().map(|place| rows[place].clone()).collect();
+        }
         let new_kind = index == 0 || queries[index - 1].0 != *resource;
         if new_kind {
             shown += flush(&mut rows, shown);
@@ -243,6 +258,10 @@ async fn objects(
     let one = matches!(queries, [(_, Some(_))]);
     if one && all.is_empty() {
         return Ok(());
+    }
+    if let Some(path) = &args.sort_by {
+        let objects: Vec<&Tree> = all.iter().map(|(_, object)| object).collect();
+        all = sort::order(&objects, path)?.into_iter().map(|place| all[place].clone()).collect();
     }
     form.show(&all, if one { Whole::Object } else { Whole::List }, heading_wish(args))
 }

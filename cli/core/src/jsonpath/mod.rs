@@ -32,6 +32,12 @@ pub enum TemplateError {
         /// Where it went wrong.
         why: Fault,
     },
+    /// It leads nowhere in any of the objects.
+    #[error("none of the objects has a field at `{template}`")]
+    Absent {
+        /// The template.
+        template: String,
+    },
 }
 
 /// What is wrong, in words.
@@ -148,6 +154,11 @@ impl Template {
             goform::json_pretty(&Tree::Array(list)) + "\n"
         };
         Ok(self.results(object)?.into_iter().map(list).collect())
+    }
+
+    /// That it leads nowhere.
+    pub(crate) fn absent(&self) -> TemplateError {
+        TemplateError::Absent { template: self.text.clone() }
     }
 
     /// All results of a path, without their places in the text.
