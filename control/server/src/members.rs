@@ -299,7 +299,7 @@ fn read_json(body: &Bytes) -> Result<Tree, ApiError> {
 
 /// Refuses a newcomer whose name or address is another's.
 fn check_free(members: &[Member], name: &str, address: Option<SocketAddr>) -> Result<(), ApiError> {
-    let next = "choose another, or remove the old one first with `dhow member remove";
+    let next = "choose another with `--name` and `--bind`, or remove the old one first with `dhow member remove";
     if let Some(taken) = members.iter().find(|member| member.name == name) {
         return Err(conflict(format!("a control node `{name}` exists: {next} {}`", taken.name)));
     }
@@ -532,12 +532,12 @@ mod tests {
             (
                 "m2",
                 "192.0.2.3:6443",
-                "a control node `m2` exists: choose another, or remove the old one first with `dhow member remove m2`",
+                "a control node `m2` exists: choose another with `--name` and `--bind`, or remove the old one first with `dhow member remove m2`",
             ),
             (
                 "m3",
                 "192.0.2.1:6443",
-                "the control node `m1` listens at 192.0.2.1:6443: choose another, or remove the old one first with `dhow member remove m1`",
+                "the control node `m1` listens at 192.0.2.1:6443: choose another with `--name` and `--bind`, or remove the old one first with `dhow member remove m1`",
             ),
         ] {
             let error = free(name, address).unwrap_err();

@@ -133,8 +133,8 @@ async fn check_leave(app: &App, user: &User, info: &RequestInfo) -> Result<(), A
     if *user == User::anonymous() {
         return Err(ApiError::unauthorized());
     }
-    // A node may read what its pods name, and it may have heard of a pod from a member that is ahead of this one.
-    if user.node().is_some() && info.verb.is_read() && app.barrier().await.is_ok() {
+    // What a node may depends on its pods, and it may have heard of a pod from a member that is ahead of this one.
+    if user.node().is_some() && app.barrier().await.is_ok() {
         return dhow_gate::authorize(user, info, &app.view());
     }
     Err(refusal)

@@ -77,8 +77,26 @@ fn nodes(user: &User, info: &RequestInfo, view: &dyn View) -> bool {
         Target::Resource(resource) if is_content(resource) => {
             info.verb.is_read() && resource.subresource.is_empty() && is_named_by_pods_of(node, resource, view)
         }
+        Target::Resource(resource) if is_of_pod(info.verb, resource) => is_bound_to(node, resource, view),
         Target::Resource(resource) => node_may(node, info.verb, resource),
     }
+}
+
+/// Whether this is what an agent does to its own pods: it says how they are, and takes the last step of a graceful
+/// deletion.
+fn is_of_pod(verb: Verb, request: &ResourceRequest) -> bool {
+    request.group.is_empty()
+        && request.resource == "pods"
+        && matches!(
+            (request.subresource.as_str(), verb),
+            ("status", Verb::Get | Verb::Update | Verb::Patch) | ("", Verb::Delete)
+        )
+}
+
+/// Whether the pod is the node's; one that is gone is nobody's, and the request will find that out.
+fn is_bound_to(node: &str, request: &ResourceRequest, view: &dyn View) -> bool {
+    let pod = view.get(&Key::new("pods", request.namespace.as_str(), request.name.as_str()));
+    pod.is_none_or(|pod| pod.index.field("spec.nodeName") == Some(node))
 }
 
 /// A node that was off until its certificate was over gets a fresh one, unless it was taken out of the cluster meanwhile.
@@ -151,9 +169,6 @@ fn node_may(node: &str, verb: Verb, request: &ResourceRequest) -> bool {
         (("", "nodes"), "", Verb::Create) => true,
         (("", "nodes"), "" | "status", Verb::Update | Verb::Patch) => request.name == node,
         (("", "nodes"), "status", Verb::Get) => request.name == node,
-        (("", "pods"), "status", Verb::Get | Verb::Update | Verb::Patch) => true,
-        // The last step of a graceful deletion is the agent's.
-        (("", "pods"), "", Verb::Delete) => true,
         (("" | "events.k8s.io", "events"), "", Verb::Create | Verb::Update | Verb::Patch) => true,
         (("coordination.k8s.io", "leases"), "", Verb::Create) => request.namespace == NODE_LEASES,
         (("coordination.k8s.io", "leases"), "", Verb::Update | Verb::Patch | Verb::Delete) => {
@@ -321,6 +336,19 @@ mod tests {
             assert!(may_in(&state, &node, "GET", &format!("/api/v1/namespaces/a/configmaps/{name}")), "{name}");
             let watch = format!("/api/v1/namespaces/a/configmaps?watch=1&fieldSelector=metadata.name%3D{name}");
             assert!(may_in(&state, &node, "GET", &watch), "{name}");
+        }
+        for (method, path, want) in [
+            ("PATCH", "pods/p1/status", true),
+            ("PUT", "pods/p2/status", false),
+            ("GET", "pods/p2/status", false),
+            ("DELETE", "pods/p1", true),
+            ("DELETE", "pods/p2", false),
+            ("DELETE", "pods/gone", true),
+            ("DELETE", "pods", false),
+            ("GET", "pods/p2", true),
+            ("PATCH", "pods/p1", false),
+        ] {
+            assert_eq!(may_in(&state, &node, method, &format!("/api/v1/namespaces/a/{path}")), want, "{method} {path}");
         }
         for path in ["secrets/other", "secrets/unnamed", "secrets", "secrets?fieldSelector=metadata.name!%3Dpull"] {
             assert!(!may_in(&state, &node, "GET", &format!("/api/v1/namespaces/a/{path}")), "{path}");
