@@ -29,7 +29,7 @@ const QUESTIONS: &[&[&str]] = &[
     &["get", "pods", "-l", "app in (hello-http),!gone", "-o", "name"],
     &["get", "cm", "-A", "--sort-by=.metadata.namespace", "-o", "name"],
     &["get", "ns", "--sort-by={.metadata.uid}"],
-    &["get", "ns", "--sort-by=.nope"],
+    &["get", "ns", "--sort-by=.nope", "-o", "name"],
     &["get", "pods", "-n", "nobody"],
     &["get", "pods", "-n", "nobody", "-o", "json"],
     &["get", "pod", "nobody"],
