@@ -148,13 +148,22 @@ pub(crate) async fn record(app: &App, cert_pem: &str, holder: &str) {
         Ok(facts) => facts,
         Err(error) => return warn!(%error, "a certificate of our own cannot be read"),
     };
-    let name = facts.subject.common_name.clone();
-    let record = json!({"metadata": {"name": name}, "spec": describe(&facts, holder)});
-    let key = Key::new(CERTIFICATES, "", name);
+    let key = key_of(&facts.subject.common_name, holder);
+    let record = json!({"metadata": {"name": &*key.name}, "spec": describe(&facts, holder)});
     let put = Op::Put { key, value: record.to_string().into(), expect: Expect::Any, expires: Some(facts.not_after) };
     if let Some(Err(error)) = app.stop.or(app.replica.write(Txn::one(put))).await {
         tracing::debug!(%error, "a certificate is not written down");
     }
+}
+
+/// Each control node has a certificate of the same administrator.
+fn key_of(common_name: &str, holder: &str) -> Key {
+    Key::new(CERTIFICATES, "", format!("{common_name}@{holder}"))
+}
+
+/// The records of what a control node holds.
+pub(crate) fn keys_of_member(id: u64, name: &str) -> [Key; 2] {
+    [key_of(&pki::member_subject(id).common_name, name), key_of(&pki::admin_subject().common_name, name)]
 }
 
 fn describe(facts: &Facts, holder: &str) -> Tree {

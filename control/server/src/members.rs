@@ -7,7 +7,7 @@ use crate::answer::{self, Answer, Style};
 use crate::app::{App, LEADER_WAIT, now};
 use crate::body::RequestBody;
 use crate::member::{self, Cluster, Member};
-use crate::{auth, pki, write};
+use crate::{auth, certs, pki, write};
 use bytes::Bytes;
 use dhow_api::status::{ApiError, Details, Reason};
 use dhow_api::{Tree, meta};
@@ -427,8 +427,9 @@ pub(crate) async fn forget(app: &App, member: &Member) {
     let mut ops = vec![Op::Delete { key: member.key(), expect: Expect::Present, last: None }];
     {
         let state = app.replica.state();
-        let claims = member.claims();
-        let held = claims.iter().map(|what| claims::claim_key(what)).filter(|key| state.get(key).is_some());
+        let claimed = member.claims().map(|what| claims::claim_key(&what));
+        let shown = certs::keys_of_member(member.id, &member.name);
+        let held = claimed.into_iter().chain(shown).filter(|key| state.get(key).is_some());
         ops.extend(held.map(|key| Op::Delete { key, expect: Expect::Present, last: None }));
     }
     if let Err(error) = app.replica.write(Txn { ops }).await {

@@ -194,6 +194,15 @@ async fn members_are_listed_promoted_and_removed() {
     let path = format!("/dhow/v1/members/m{}", leader + 1);
     let refused = client.json(Method::DELETE, &path, None).await.unwrap_err();
     assert!(refused.is(409) && refused.to_string().contains("is the only control node that votes"), "{refused}");
+    let listed = client.get("/dhow/v1/certificates").await.unwrap();
+    let admins: Vec<&Value> = listed["certificates"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|one| one["name"] == "kubernetes-admin")
+        .map(|one| &one["holder"])
+        .collect();
+    assert_eq!(admins, [&json!(format!("m{}", leader + 1))], "those of members that went are not listed");
     // Its name is free again.
     let dir = tempfile::tempdir().unwrap();
     let name = format!("m{}", victim + 1);
