@@ -221,7 +221,18 @@ impl Client {
         accept: &str,
         body: Option<(&str, Bytes)>,
     ) -> Result<http::Response<Body>, ClientError> {
-        let Connection { mut sender, server, .. } = self.connection().await?;
+        let connection = self.connection().await?;
+        self.send(connection, method, path, accept, body).await
+    }
+
+    async fn send(
+        &self,
+        Connection { mut sender, server, .. }: Connection,
+        method: Method,
+        path: &str,
+        accept: &str,
+        body: Option<(&str, Bytes)>,
+    ) -> Result<http::Response<Body>, ClientError> {
         let mut request = Request::builder()
             .method(method)
             .uri(format!("https://{}{path}", server.authority))
@@ -254,7 +265,11 @@ impl Client {
         accept: &str,
         body: Option<(&str, Bytes)>,
     ) -> Result<Response, ClientError> {
-        let (head, body) = self.stream(method, path, accept, body).await?.into_parts();
+        self.collect(self.stream(method, path, accept, body).await?).await
+    }
+
+    async fn collect(&self, answer: http::Response<Body>) -> Result<Response, ClientError> {
+        let (head, body) = answer.into_parts();
         let body = Limited::new(body, ANSWER_BYTES_MAX)
             .collect()
             .await
@@ -269,18 +284,29 @@ impl Client {
 
     /// Reads what is at `path` in another JSON form than the object's own, such as a `Table`.
     pub async fn get_as(&self, path: &str, accept: &str) -> Result<Tree, ClientError> {
-        let mut left = self.inner.target.read().unwrap_or_else(PoisonError::into_inner).count();
+        let mut asked: Vec<Arc<Server>> = Vec::new();
+        let mut last = None;
         loop {
-            left = left.saturating_sub(1);
-            let answer = self.request(Method::GET, path, accept, None).await;
-            // Reading changes nothing, so another server may be asked at once; writes are for the caller to repeat.
+            let connection = match (self.connection().await, last) {
+                (Ok(connection), None) => connection,
+                // Reading changes nothing, so another server may be asked at once; writes are for the caller to repeat.
+                (Ok(connection), Some(_)) if !asked.contains(&connection.server) => connection,
+                (_, Some(answer)) => return self.decode(&answer?),
+                (Err(err), None) => return Err(err),
+            };
+            asked.push(connection.server.clone());
+            let answer = match self.send(connection, Method::GET, path, accept, None).await {
+                Ok(answer) => self.collect(answer).await,
+                Err(err) => Err(err),
+            };
             let lost = match &answer {
                 Ok(answer) => answer.status == http::StatusCode::SERVICE_UNAVAILABLE,
                 Err(err) => matches!(err, ClientError::Http { .. } | ClientError::Body { .. }),
             };
-            if !lost || left == 0 {
+            if !lost {
                 return self.decode(&answer?);
             }
+            last = Some(answer);
         }
     }
 

@@ -60,11 +60,6 @@ impl Target {
         Choice { servers, tls: self.tls.clone(), version: self.version }
     }
 
-    /// How many servers there are.
-    pub(crate) fn count(&self) -> usize {
-        self.servers.len()
-    }
-
     /// This one answered.
     pub(crate) fn answered(&mut self, server: &Server) {
         if let Some(at) = self.servers.iter().position(|known| **known == *server) {

@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -38,6 +39,7 @@ fn identity(ca: &Ca, name: &str) -> Identity {
 struct Server {
     url: String,
     task: JoinHandle<()>,
+    calls: Arc<AtomicUsize>,
 }
 
 impl Server {
@@ -46,16 +48,19 @@ impl Server {
         let tls = TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = calls.clone();
         let task = tokio::spawn(async move {
             // In a set of its own: a server that ends breaks its connections.
             let mut connections = tokio::task::JoinSet::new();
             loop {
                 let (socket, _) = listener.accept().await.unwrap();
-                let tls = tls.clone();
+                let (tls, counted) = (tls.clone(), counted.clone());
                 connections.spawn(async move {
                     let stream = tls.accept(socket).await.unwrap();
                     let caller = subject_of(&stream.get_ref().1.peer_certificates().unwrap()[0]).unwrap().common_name;
                     let service = service_fn(move |_| {
+                        counted.fetch_add(1, Ordering::Relaxed);
                         let mut answer = Response::new(Full::new(Bytes::from(format!("\"{name} heard {caller}\""))));
                         *answer.status_mut() = status;
                         async move { Ok::<_, Infallible>(answer) }
@@ -65,7 +70,7 @@ impl Server {
                 });
             }
         });
-        Self { url, task }
+        Self { url, task, calls }
     }
 
     async fn stop(self) {
@@ -142,10 +147,15 @@ async fn a_read_goes_on_at_the_next_server_and_a_write_does_not() {
         );
         assert_eq!(self::client(&ca, "me", &servers).get("/").await.unwrap(), "two heard me");
     }
+    let gone = Server { url: two.url.clone(), task: tokio::spawn(async {}), calls: Arc::default() };
     let client = client(&ca, "me", &[&one]);
     assert!(client.get("/").await.unwrap_err().is(503), "there is nobody else");
-    one.stop().await;
     two.stop().await;
+    let client = self::client(&ca, "me", &[&one, &gone]);
+    let before = one.calls.load(Ordering::Relaxed);
+    assert!(client.get("/").await.unwrap_err().is(503), "the other one is not there");
+    assert_eq!(one.calls.load(Ordering::Relaxed) - before, 1, "it is not asked again");
+    one.stop().await;
 }
 
 #[tokio::test]
