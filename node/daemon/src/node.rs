@@ -11,6 +11,7 @@ use dhow_agent::ipam::Ipam;
 use dhow_client::{Client, ClientError};
 use dhow_engine::{Engine, EngineError};
 use dhow_image::{PullError, Store};
+use dhow_pki::Identity;
 use dhow_quic::{Endpoint, Fabric, KubeletStream, QuicError, Tls};
 use dhow_switch::{NodePortEvent, NodePorts, Switch};
 use dhow_tasks::{Stop, Tasks};
@@ -133,12 +134,7 @@ impl Node {
             allocatable_cpu_m: i64::try_from(capacity.cpus.saturating_mul(1000)).unwrap_or(i64::MAX),
             allocatable_memory: i64::try_from(capacity.allocatable_memory()).unwrap_or(i64::MAX),
         });
-        let node_ports = node_port_ip.map(|ip| {
-            let (node_ports, events) = NodePorts::start(&switch, ip);
-            let news = report_node_ports(events, client.clone(), name.clone(), background.stop_token());
-            background.spawn("node port news", news);
-            node_ports
-        });
+        let node_ports = node_port_ip.map(|ip| open_node_ports(&switch, ip, (&client, &name), &background));
         let links = Links { endpoint: endpoint.clone(), fabric: fabric.clone(), switch: switch.clone() };
         serving.spawn("control links", control.clone().keep_links(links, serving.stop_token()));
         let published = control.publish(client.clone(), shared.layout.servers(), background.stop_token());
@@ -146,14 +142,8 @@ impl Node {
         let kubelet = kubelet::serve(shared.clone(), serving.clone(), kubelet_queue, serving.stop_token());
         serving.spawn("kubelet", kubelet);
         let (refused, refusals) = watch::channel(false);
-        let renewal = Renewal {
-            client: client.clone(),
-            endpoint: endpoint.clone(),
-            identity,
-            ca_pem,
-            kept: join::kept(&data_dir),
-            refused: refusals,
-        };
+        let (showing, kept) = ((client.clone(), endpoint.clone()), join::kept(&data_dir));
+        let renewal = Renewal::new(showing, identity, ca_pem, kept, refusals);
         background.spawn("certificate", renewal.run(background.stop_token()));
         let registration = Registration { client, node: name, node_ip, quic, capacity, standing: stands, refused };
         let run = run(shared.clone(), registration, pods.clone(), background.clone());
@@ -197,6 +187,12 @@ impl Node {
     }
 }
 
+/// What this node shows its peers, and whom it believes.
+pub(crate) fn tls(ca_pem: &str, identity: &Identity) -> Tls {
+    let Identity { cert_pem, key_pem } = identity.clone();
+    Tls { ca_pem: ca_pem.to_owned(), cert_pem, key_pem }
+}
+
 /// Pods reach the API server by the service `kubernetes`, whose endpoint is this very address; in a cluster on one
 /// machine it is one of the host's loopback, which is closed to them else.
 fn switch_config(node: &NodeName, node_ip: IpAddr, api_server: Vec<SocketAddr>) -> dhow_switch::Config {
@@ -231,6 +227,14 @@ async fn run(shared: Arc<Shared>, registration: Registration, pods: Tasks, backg
     pods.spawn("runner", keep_running(shared, ipam, stop));
     let heartbeat = registration.keep(cidr, background.stop_token());
     background.spawn("heartbeat", heartbeat);
+}
+
+/// Opens the services' ports on the node, and tells of those that cannot be opened.
+fn open_node_ports(switch: &Switch, ip: IpAddr, (client, node): (&Client, &NodeName), tasks: &Tasks) -> NodePorts {
+    let (node_ports, events) = NodePorts::start(switch, ip);
+    let news = report_node_ports(events, client.clone(), node.clone(), tasks.stop_token());
+    tasks.spawn("node port news", news);
+    node_ports
 }
 
 async fn report_node_ports(mut events: mpsc::Receiver<NodePortEvent>, client: Client, node: NodeName, stop: Stop) {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use dhow_client::{Client, ClientError};
 use dhow_files::Access;
 use dhow_pki::{Facts, Identity, PkiError, csr_for, facts_of_pem};
-use dhow_quic::{Endpoint, QuicError, Tls};
+use dhow_quic::{Endpoint, QuicError};
 use dhow_tasks::Stop;
 use dhow_types::{Chain, Time};
 use http::Method;
@@ -20,6 +20,7 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use crate::clock;
+use crate::node::tls;
 
 const PATH: &str = "/dhow/v1/renew";
 /// How often the clock is looked at: it may be set, and it does not stand still while the machine sleeps.
@@ -81,17 +82,28 @@ impl Plan {
 
 /// What shows the certificate, and where it is kept.
 pub(crate) struct Renewal {
-    pub(crate) client: Client,
-    pub(crate) endpoint: Endpoint,
-    pub(crate) identity: Identity,
-    pub(crate) ca_pem: String,
+    client: Client,
+    endpoint: Endpoint,
+    identity: Identity,
+    ca_pem: String,
     /// The directory of an identity that is kept; `None` where each start makes another one.
-    pub(crate) kept: Option<PathBuf>,
+    kept: Option<PathBuf>,
     /// Whether the API refuses to know this node.
-    pub(crate) refused: watch::Receiver<bool>,
+    refused: watch::Receiver<bool>,
 }
 
 impl Renewal {
+    /// For those who show the certificate.
+    pub(crate) fn new(
+        (client, endpoint): (Client, Endpoint),
+        identity: Identity,
+        ca_pem: String,
+        kept: Option<PathBuf>,
+        refused: watch::Receiver<bool>,
+    ) -> Self {
+        Self { client, endpoint, identity, ca_pem, kept, refused }
+    }
+
     /// Renews whenever it is due, until told to stop.
     pub(crate) async fn run(mut self, stop: Stop) {
         let mut plan = Plan::default();
@@ -142,8 +154,7 @@ impl Renewal {
             return Err(RenewError::OtherName(fresh.subject.common_name));
         }
         let identity = Identity { cert_pem: certificate, key_pem: self.identity.key_pem.clone() };
-        let tls = Tls { ca_pem: ca.clone(), cert_pem: identity.cert_pem.clone(), key_pem: identity.key_pem.clone() };
-        self.endpoint.renew(&tls)?;
+        self.endpoint.renew(&tls(&ca, &identity))?;
         self.client.set_identity(&ca, &identity)?;
         tracing::info!(until = %fresh.not_after, "renewed this node's certificate");
         self.identity = identity;

@@ -84,12 +84,8 @@ impl Cluster {
         self.ca.issue(&subject, &Self::sans(), Usage::Both, clock::now() - age_ms, HOUR_MS).unwrap()
     }
 
-    fn tls(&self, identity: &Identity) -> Tls {
-        Tls {
-            ca_pem: self.ca.cert_pem().to_owned(),
-            cert_pem: identity.cert_pem.clone(),
-            key_pem: identity.key_pem.clone(),
-        }
+    fn tls(&self, identity: &Identity) -> dhow_quic::Tls {
+        tls(self.ca.cert_pem(), identity)
     }
 
     fn sign(&self, name: &str, body: &[u8]) -> String {
