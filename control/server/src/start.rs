@@ -214,6 +214,11 @@ async fn open_again(
         let why = format!("belongs to the control node `{}`, not to `{wanted}`: name another directory", file.name);
         return Err(place(dir, why));
     }
+    if config.witness && !file.witness {
+        let why = "belongs to a control node that holds objects: to make it a witness remove it at another one with \
+            `dhow member remove`, and join anew with an empty directory";
+        return Err(place(dir, why.to_owned()));
+    }
     let ca = pki::load_ca(dir)?.ok_or_else(|| place(dir, "has lost its `pki`: ".to_owned() + ANEW))?;
     if !file.fresh && !has_store(dir) {
         // It would vote again on what it had forgotten.

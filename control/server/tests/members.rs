@@ -251,6 +251,10 @@ async fn who_may_not_join_is_told_why_and_changes_nothing() {
             Config { join: join.clone(), ..config(dir.path(), "m1", anywhere()) },
             "belongs to another cluster than the token",
         ),
+        (
+            Config { witness: true, ..config(dir.path(), "m1", anywhere()) },
+            "belongs to a control node that holds objects",
+        ),
     ] {
         let refused = Server::start(config).await.err().unwrap();
         assert!(refused.to_string().contains(want), "{refused}");
