@@ -238,6 +238,8 @@ fn whatever_the_versions_the_wish_is_met_once_and_for_all() {
                 entries(&tree["spec"][list]).iter().map(|entry| entry["name"].clone()).collect::<Vec<_>>()
             };
             let [original, wanted, current, new] = [&original, &wanted, &current, &new].map(names);
+            let places: Vec<_> = wanted.iter().map(|name| new.iter().position(|there| there == name)).collect();
+            assert!(places.is_sorted(), "{list}: {}", case());
             for name in ["a", "b", "c"].map(Tree::from) {
                 let stays = wanted.contains(&name) || (current.contains(&name) && !original.contains(&name));
                 assert_eq!(new.contains(&name), stays, "{list} {name}: {}", case());
