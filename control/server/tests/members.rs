@@ -125,6 +125,13 @@ async fn what_one_acknowledges_all_show_and_two_go_on_without_the_third() {
             admin(trio.server(other)).get(&format!("{CONFIG_MAPS}/from-{at}")).await.unwrap();
         }
     }
+    // Each member's kubeconfig knows the others to fall back on.
+    for (at, other) in [(0, 2), (2, 0)] {
+        let mut kubeconfigs = trio.server(at).kubeconfigs();
+        let named = format!("- name: dhow-m{}\n  cluster:\n    server: {}\n", other + 1, trio.server(other).url());
+        let named = tokio::time::timeout(PATIENCE, kubeconfigs.wait_for(|text| text.contains(&named))).await;
+        assert!(named.is_ok(), "{}", trio.server(at).admin_kubeconfig());
+    }
     // All serve the API by the cluster's own service.
     let path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
     for at in 0..3 {
