@@ -95,7 +95,7 @@ pub(crate) fn resident_kib(pid: u32) -> anyhow::Result<u64> {
     line.trim().trim_end_matches(" kB").trim().parse().context("reading VmRSS")
 }
 
-fn binary() -> anyhow::Result<PathBuf> {
+pub(crate) fn binary() -> anyhow::Result<PathBuf> {
     let own = std::env::current_exe().context("finding this program")?;
     let dhow = own.with_file_name("dhow");
     if !dhow.exists() {

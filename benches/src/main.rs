@@ -9,6 +9,7 @@ mod cluster;
 mod http;
 mod pods;
 mod startup;
+mod store;
 
 use clap::{Parser, ValueEnum};
 
@@ -23,7 +24,7 @@ struct Args {
     /// How many replicas the large Deployment has
     #[arg(long, default_value_t = 1000)]
     replicas: u32,
-    /// How many seconds each HTTP measurement lasts
+    /// How many seconds each measurement of a rate lasts
     #[arg(long, default_value_t = 5)]
     seconds: u32,
 }
@@ -39,6 +40,8 @@ enum What {
     Replicas,
     /// Requests a second through a node port, beside `wasmtime serve`
     Http,
+    /// Durable writes, reads and lists of the replicated store, beside etcd
+    Store,
 }
 
 #[tokio::main]
@@ -56,6 +59,9 @@ async fn main() -> anyhow::Result<()> {
     }
     if wants(What::Http) {
         http::measure(args.seconds).await?;
+    }
+    if wants(What::Store) {
+        store::measure(args.seconds).await?;
     }
     Ok(())
 }
