@@ -3,6 +3,9 @@
 //! All that waits goes into one frame and one `fdatasync`; while that runs, the next gathers. What the object database
 //! has flushed is noted along with the next frame, for it is no news that anybody waits for.
 //!
+//! A member that is alone has nobody to keep in touch with meanwhile: its replica's thread writes a little itself, if the
+//! queue is empty, which saves two changes of threads.
+//!
 //! A disk without room stops the thread where it is: what is queued stays queued and is written as soon as there is
 //! room. A failed write ends it.
 
@@ -19,6 +22,10 @@ use tokio::sync::Notify;
 /// the last.
 const FRAME_BYTES_MAX: usize = 8 << 20;
 
+/// A member that is alone writes up to this much on the replica's own thread: the writes of about 30 callers, to whom two
+/// changes of threads matter more than that applying overlaps with the next sync.
+const HERE_BYTES_MAX: u64 = 32 << 10;
+
 /// How often a spare segment that is being made is looked after.
 const SPARE_LOOK: Duration = Duration::from_millis(20);
 
@@ -29,6 +36,7 @@ const FULL_DISK_RETRY: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(crate) struct Log {
     shared: Arc<Shared>,
+    writer: Arc<Mutex<Writer>>,
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -36,8 +44,14 @@ pub(crate) struct Log {
 #[derive(Debug)]
 enum Job {
     Persist(Persist),
-    Reset { number: u64, hard_state: HardState, checkpoint: Box<Checkpoint> },
+    Reset {
+        number: u64,
+        hard_state: HardState,
+        checkpoint: Box<Checkpoint>,
+    },
     Note(Box<Checkpoint>),
+    /// Look after the spare segment.
+    Tend,
 }
 
 /// What has happened since it was last asked for.
@@ -55,6 +69,8 @@ pub(crate) struct Report {
 struct Shared {
     report: Mutex<Report>,
     done: Notify,
+    /// Jobs that are queued or being done.
+    jobs: AtomicU64,
     /// Bytes on their way.
     queued: AtomicU64,
     /// Bytes that can be written for certain.
@@ -73,14 +89,35 @@ impl Log {
         shared.room.store(wal.room(), Ordering::Relaxed);
         shared.bytes.store(wal.bytes(), Ordering::Relaxed);
         let (jobs, queue) = mpsc::channel();
-        let worker = Writer { shared: shared.clone(), wal, noted: None };
-        let thread = std::thread::Builder::new().name("dhow-log".into()).spawn(move || worker.run(&queue))?;
-        Ok(Self { shared, jobs: Some(jobs), thread: Some(thread) })
+        let writer = Arc::new(Mutex::new(Writer { shared: shared.clone(), wal, noted: None }));
+        let worker = writer.clone();
+        let thread = std::thread::Builder::new().name("dhow-log".into()).spawn(move || run(&worker, &queue))?;
+        Ok(Self { shared, writer, jobs: Some(jobs), thread: Some(thread) })
     }
 
     pub(crate) fn persist(&self, persist: Persist) {
         self.shared.queued.fetch_add(bytes(&persist), Ordering::Relaxed);
         self.send(Job::Persist(persist));
+    }
+
+    /// Writes on the caller's thread, if it is little, nothing is before it, and there is room; gives it back otherwise.
+    pub(crate) fn persist_here(&self, persist: Persist) -> Result<(), Persist> {
+        let size = bytes(&persist);
+        if size > HERE_BYTES_MAX || self.shared.jobs.load(Ordering::Acquire) > 0 {
+            return Err(persist);
+        }
+        // The thread holds it for a moment when it looks after the spare segment.
+        let mut writer = lock(&self.writer);
+        if writer.wal.reserve(size as usize).is_err() {
+            return Err(persist);
+        }
+        if let Err(Ended::Failed(why)) = writer.write(std::slice::from_ref(&persist)) {
+            self.shared.fail(why);
+        }
+        if writer.tend().is_some() {
+            self.send(Job::Tend);
+        }
+        Ok(())
     }
 
     /// Begins the log anew behind an image that is durable; answered as a [`Persist`] of this number.
@@ -94,6 +131,7 @@ impl Log {
     }
 
     fn send(&self, job: Job) {
+        self.shared.jobs.fetch_add(1, Ordering::AcqRel);
         // A thread that has ended has said why.
         let _ = self.jobs.as_ref().map(|jobs| jobs.send(job));
     }
@@ -105,6 +143,11 @@ impl Log {
 
     pub(crate) fn report(&self) -> Report {
         std::mem::take(&mut *lock(&self.shared.report))
+    }
+
+    /// Whether a failure waits to be reported.
+    pub(crate) fn has_failed(&self) -> bool {
+        lock(&self.shared.report).failed.is_some()
     }
 
     /// Why this much more cannot be written, if that is known.
@@ -134,6 +177,14 @@ impl Log {
     }
 }
 
+impl Shared {
+    fn fail(&self, why: String) {
+        lock(&self.report).failed = Some(why);
+        self.done.notify_one();
+    }
+}
+
+#[derive(Debug)]
 struct Writer {
     shared: Arc<Shared>,
     wal: Wal,
@@ -145,57 +196,65 @@ enum Ended {
     Failed(String),
 }
 
-impl Writer {
-    fn run(mut self, queue: &Receiver<Job>) {
-        let why = match self.work(queue) {
-            Ended::Failed(why) => Some(why),
-            Ended::Closed => self.write_note().err().map(|error| error.to_string()),
+fn run(writer: &Mutex<Writer>, queue: &Receiver<Job>) {
+    let why = match work(writer, queue) {
+        Ended::Failed(why) => Some(why),
+        Ended::Closed => lock(writer).write_note().err().map(|error| error.to_string()),
+    };
+    if let Some(why) = why {
+        lock(writer).shared.fail(why);
+    }
+}
+
+fn work(writer: &Mutex<Writer>, queue: &Receiver<Job>) -> Ended {
+    let shared = lock(writer).shared.clone();
+    while let Some(job) = next(writer, queue) {
+        let mut writer = lock(writer);
+        let (ended, jobs) = writer.handle(queue, job);
+        shared.jobs.fetch_sub(jobs, Ordering::AcqRel);
+        if let Err(ended) = ended {
+            return ended;
+        }
+    }
+    Ended::Closed
+}
+
+/// Waits for a job, and looks after the spare segment meanwhile. `None`: nobody will send any more.
+fn next(writer: &Mutex<Writer>, queue: &Receiver<Job>) -> Option<Job> {
+    loop {
+        let patience = lock(writer).tend();
+        let received = match patience {
+            Some(patience) => queue.recv_timeout(patience),
+            None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
-        if let Some(why) = why {
-            lock(&self.shared.report).failed = Some(why);
-            self.shared.done.notify_one();
+        match received {
+            Ok(job) => return Some(job),
+            Err(RecvTimeoutError::Disconnected) => return None,
+            Err(RecvTimeoutError::Timeout) => lock(writer).wal.retry_spare(),
         }
     }
+}
 
-    fn work(&mut self, queue: &Receiver<Job>) -> Ended {
-        let mut held = None;
-        loop {
-            let job = match held.take() {
-                Some(job) => job,
-                None => match self.next(queue) {
-                    Some(job) => job,
-                    None => return Ended::Closed,
-                },
-            };
-            let ended = match job {
-                Job::Note(checkpoint) => {
-                    self.noted = Some(*checkpoint);
-                    continue;
-                }
-                Job::Reset { number, hard_state, checkpoint } => self.reset(number, hard_state, *checkpoint),
-                Job::Persist(first) => {
-                    let (persists, next) = self.gather(queue, first);
-                    held = next;
-                    self.persist(&persists)
-                }
-            };
-            if let Err(ended) = ended {
-                return ended;
+impl Writer {
+    /// Does a job and those that come with it; tells how many.
+    fn handle(&mut self, queue: &Receiver<Job>, job: Job) -> (Result<(), Ended>, u64) {
+        match job {
+            Job::Tend => (Ok(()), 1),
+            Job::Note(checkpoint) => {
+                self.noted = Some(*checkpoint);
+                (Ok(()), 1)
             }
-        }
-    }
-
-    /// Waits for a job, and looks after the spare segment meanwhile. `None`: nobody will send any more.
-    fn next(&mut self, queue: &Receiver<Job>) -> Option<Job> {
-        loop {
-            let received = match self.tend() {
-                Some(patience) => queue.recv_timeout(patience),
-                None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            };
-            match received {
-                Ok(job) => return Some(job),
-                Err(RecvTimeoutError::Disconnected) => return None,
-                Err(RecvTimeoutError::Timeout) => self.wal.retry_spare(),
+            Job::Reset { number, hard_state, checkpoint } => (self.reset(number, hard_state, *checkpoint), 1),
+            Job::Persist(first) => {
+                let (persists, jobs, next) = self.gather(queue, first);
+                let ended = self.persist(&persists);
+                match (ended, next) {
+                    (Ok(()), Some(next)) => {
+                        let (ended, more) = self.handle(queue, next);
+                        (ended, jobs + more)
+                    }
+                    (ended, _) => (ended, jobs),
+                }
             }
         }
     }
@@ -223,10 +282,10 @@ impl Writer {
         }
     }
 
-    /// All that waits and fits into a frame, and what does not.
-    fn gather(&mut self, queue: &Receiver<Job>, first: Persist) -> (Vec<Persist>, Option<Job>) {
+    /// All that waits and fits into a frame, of how many jobs, and the one behind that does not.
+    fn gather(&mut self, queue: &Receiver<Job>, first: Persist) -> (Vec<Persist>, u64, Option<Job>) {
         let mut size = bytes(&first) as usize;
-        let mut persists = vec![first];
+        let (mut persists, mut jobs) = (vec![first], 1);
         while size < FRAME_BYTES_MAX {
             match queue.try_recv() {
                 Ok(Job::Persist(persist)) => {
@@ -234,24 +293,32 @@ impl Writer {
                     persists.push(persist);
                 }
                 Ok(Job::Note(checkpoint)) => self.noted = Some(*checkpoint),
-                Ok(reset @ Job::Reset { .. }) => return (persists, Some(reset)),
+                Ok(Job::Tend) => {}
+                Ok(reset @ Job::Reset { .. }) => return (persists, jobs, Some(reset)),
                 Err(_) => break,
             }
+            jobs += 1;
         }
-        (persists, None)
+        (persists, jobs, None)
     }
 
     fn persist(&mut self, persists: &[Persist]) -> Result<(), Ended> {
         let size = persists.iter().map(bytes).sum::<u64>();
         self.reserve(size as usize)?;
+        self.write(persists)?;
+        self.shared.queued.fetch_sub(size, Ordering::Relaxed);
+        self.tell(persists.last().map_or(0, |persist| persist.number));
+        Ok(())
+    }
+
+    fn write(&mut self, persists: &[Persist]) -> Result<(), Ended> {
         let batch = Batch {
             entries: persists.iter().map(|persist| &*persist.entries).collect(),
             hard_state: persists.last().map(|persist| persist.hard_state),
             checkpoint: self.noted.take(),
         };
         self.wal.write(batch).map_err(|error| Ended::Failed(error.to_string()))?;
-        self.shared.queued.fetch_sub(size, Ordering::Relaxed);
-        self.tell(persists.last().map_or(0, |persist| persist.number));
+        self.shared.bytes.store(self.wal.bytes(), Ordering::Relaxed);
         Ok(())
     }
 
@@ -264,7 +331,6 @@ impl Writer {
     }
 
     fn tell(&self, number: u64) {
-        self.shared.bytes.store(self.wal.bytes(), Ordering::Relaxed);
         lock(&self.shared.report).persisted = Some(number);
         self.shared.done.notify_one();
     }

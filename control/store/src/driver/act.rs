@@ -6,7 +6,7 @@ use crate::flusher::Flushed;
 use crate::image::{Image, Snapshot};
 use crate::replica::RoleNow;
 use crate::wal::Checkpoint;
-use dhow_consensus::{Committed, In, Install, Members, Out, Position, ProposalId, ReadId, Role};
+use dhow_consensus::{Committed, In, Install, Members, Out, Persist, Position, ProposalId, ReadId, Role};
 use dhow_state::{Applied, Change, DecodeError, Prepared, Rejected, State, Txn};
 use dhow_types::{Machine, Revision};
 use std::mem;
@@ -76,7 +76,7 @@ impl Driver {
 
     fn fulfil(&mut self, wish: Out) -> Option<In> {
         match wish {
-            Out::Persist(persist) => self.log.persist(persist),
+            Out::Persist(persist) => return self.persist(persist),
             Out::Send(messages) => {
                 messages.into_iter().for_each(|message| self.peers.send(message.to, message.bytes));
             }
@@ -108,6 +108,21 @@ impl Driver {
             )),
         }
         None
+    }
+
+    fn persist(&mut self, persist: Persist) -> Option<In> {
+        let number = persist.number;
+        let members = self.consensus.members();
+        let alone = members.is_sole_voter(self.member) && members.learners.is_empty();
+        let left = if alone { self.log.persist_here(persist) } else { Err(persist) };
+        match left {
+            Ok(()) if self.log.has_failed() => None,
+            Ok(()) => Some(In::Persisted(number)),
+            Err(persist) => {
+                self.log.persist(persist);
+                None
+            }
+        }
     }
 
     fn show_role(&mut self, role: Role, term: u64) {
