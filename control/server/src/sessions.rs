@@ -21,7 +21,7 @@ use hyper_util::rt::TokioIo;
 use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Mutex;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
@@ -35,6 +35,11 @@ const MESSAGES: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
 const STREAMS: &str = "v4.channel.k8s.io";
 /// How long a client may take to open its streams.
 const STREAMS_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a client's input is read on after the program's end. A socket that is closed while something unread waits is
+/// reset, and the reset overtakes what the client has not read yet: output, exit status, all of it.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How much of it: a client that goes on in spite of the end of its session has no claim to an ordered one.
+const LEAVE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// What is asked of the container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,13 +184,14 @@ where
         to_client.send(Message::Close(Some(normal))).await.map_err(io::Error::other)
     };
     let up = async {
+        let mut to_node = Input::new(&mut to_node);
         while let Some(message) = from_client.next().await {
             match message.map_err(io::Error::other)? {
                 Message::Binary(bytes) => {
                     if let Some((number, bytes)) = bytes.split_first()
                         && let Some(channel) = Channel::of(*number)
                     {
-                        write_frame(&mut to_node, channel, bytes).await?;
+                        to_node.put(channel, bytes).await;
                     }
                 }
                 Message::Close(_) => break,
@@ -195,8 +201,40 @@ where
         Ok(())
     };
     tokio::select! {
-        result = down => result,
-        result = up => result,
+        result = down => result?,
+        result = up => return result,
+    }
+    let leave = async {
+        let mut left = LEAVE_BYTES_MAX;
+        while let Some(Ok(message)) = from_client.next().await {
+            left = left.saturating_sub(message.len() as u64);
+            if left == 0 || message.is_close() {
+                return;
+            }
+        }
+    };
+    // However the client leaves: it has heard everything.
+    let _left = tokio::time::timeout(LEAVE_TIMEOUT, leave).await;
+    Ok(())
+}
+
+/// What the client sends to the program. It is no fault of the session if nobody hears it any more: what the program
+/// has said, and how it ended, is still on its way to the client.
+struct Input<W> {
+    node: Option<W>,
+}
+
+impl<W: AsyncWrite + Unpin> Input<W> {
+    fn new(node: W) -> Self {
+        Self { node: Some(node) }
+    }
+
+    async fn put(&mut self, channel: Channel, bytes: &[u8]) {
+        let Some(node) = &mut self.node else { return };
+        if let Err(error) = write_frame(node, channel, bytes).await {
+            tracing::trace!(%error, "a session's program hears no more");
+            self.node = None;
+        }
     }
 }
 
@@ -247,6 +285,7 @@ where
         writer.lock().await.io.shutdown().await
     };
     let up = async {
+        let mut to_node = Input::new(&mut to_node);
         while let Some(frame) = spdy::read_frame(&mut reader, &mut headers).await? {
             match frame {
                 Frame::Data { id, bytes, fin } => {
@@ -254,10 +293,10 @@ where
                         continue;
                     };
                     if !bytes.is_empty() {
-                        write_frame(&mut to_node, channel, &bytes).await?;
+                        to_node.put(channel, &bytes).await;
                     }
                     if fin && channel == Channel::Stdin {
-                        write_frame(&mut to_node, Channel::Close, &[Channel::Stdin as u8]).await?;
+                        to_node.put(Channel::Close, &[Channel::Stdin as u8]).await;
                     }
                 }
                 Frame::Ping { id } if id % 2 == 1 => writer.lock().await.put(&Out::Ping { id }).await?,
@@ -268,9 +307,15 @@ where
         Ok(())
     };
     tokio::select! {
-        result = down => result,
-        result = up => result,
+        result = down => result?,
+        result = up => return result,
     }
+    // No frames any more: the one that was being read is cut.
+    let mut nowhere = tokio::io::sink();
+    let leave = async { tokio::io::copy(&mut reader.take(LEAVE_BYTES_MAX), &mut nowhere).await };
+    // However the client leaves: it has heard everything.
+    let _left = tokio::time::timeout(LEAVE_TIMEOUT, leave).await;
+    Ok(())
 }
 
 /// Waits until the client has opened its streams; gives their numbers.
@@ -349,6 +394,7 @@ mod tests {
         let expected = [(1, &b""[..]), (1, b"HELLO"), (2, b"done"), (3, STATUS)];
         assert_eq!(heard, expected.map(|(channel, bytes)| (channel, Bytes::copy_from_slice(bytes))));
         assert_eq!(end.unwrap().code, CloseCode::Normal, "clients take every other end for a failure");
+        drop(client);
         session.await.unwrap().unwrap();
         node.await.unwrap();
     }
@@ -377,8 +423,63 @@ mod tests {
         assert_eq!((&heard[&5][..], &heard[&7][..], &heard[&1][..]), (&b"HELLO"[..], &b"done"[..], STATUS));
         ended.sort_unstable();
         assert_eq!(ended, [1, 3, 5, 7]);
+        writer.io.shutdown().await.unwrap();
         session.await.unwrap().unwrap();
         node.await.unwrap();
+    }
+
+    /// A node whose program says something and ends without having read its input.
+    async fn deaf_node(mut io: DuplexStream) {
+        write_frame(&mut io, Channel::Stdout, b"early").await.unwrap();
+        write_frame(&mut io, Channel::Error, STATUS).await.unwrap();
+    }
+
+    /// More than fits into the pipes between the client and the program.
+    const UNREAD: [u8; 4096] = [b'x'; 4096];
+    const UNREAD_TIMES: usize = 64;
+
+    #[tokio::test]
+    async fn input_that_nobody_reads_does_not_cut_off_messages() {
+        let ((client, server), (to_node, at_node)) = (duplex(4096), duplex(4096));
+        let session = tokio::spawn(async move { messages(server, to_node, &[Channel::Stdin, Channel::Stdout]).await });
+        deaf_node(at_node).await;
+        let mut client = WebSocketStream::from_raw_socket(client, Role::Client, None).await;
+        for _ in 0..UNREAD_TIMES {
+            client.send(message(Channel::Stdin, &UNREAD)).await.unwrap();
+        }
+        let mut heard = Vec::new();
+        while let Message::Binary(bytes) = client.next().await.unwrap().unwrap() {
+            heard.push(bytes);
+        }
+        assert_eq!((&heard[1][1..], &heard[2][1..]), (&b"early"[..], STATUS));
+        assert!(client.next().await.is_none());
+        session.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn input_that_nobody_reads_does_not_cut_off_streams() {
+        let ((client, server), (to_node, at_node)) = (duplex(4096), duplex(4096));
+        let wanted = expected(vec![Channel::Stdin, Channel::Stdout], false);
+        let session = tokio::spawn(async move { streams(server, to_node, wanted).await });
+        deaf_node(at_node).await;
+        let (mut reader, io) = tokio::io::split(client);
+        let mut writer = Writer { io, headers: Headers::new().unwrap() };
+        for (id, ty) in [(1, "error"), (3, "stdin"), (5, "stdout")] {
+            let open = spdy::open_frame(id, &[("streamtype", ty)], &mut writer.headers).unwrap();
+            writer.io.write_all(&open).await.unwrap();
+        }
+        for _ in 0..UNREAD_TIMES {
+            writer.put(&Out::Data { id: 3, bytes: Bytes::from_static(&UNREAD), fin: false }).await.unwrap();
+        }
+        let (mut heard, mut headers) = (BTreeMap::<u32, Vec<u8>>::new(), Headers::new().unwrap());
+        while let Some(frame) = spdy::read_frame(&mut reader, &mut headers).await.unwrap() {
+            if let Frame::Data { id, bytes, .. } = frame {
+                heard.entry(id).or_default().extend(&bytes);
+            }
+        }
+        assert_eq!((&heard[&5][..], &heard[&1][..]), (&b"early"[..], STATUS));
+        writer.io.shutdown().await.unwrap();
+        session.await.unwrap().unwrap();
     }
 
     #[tokio::test]
