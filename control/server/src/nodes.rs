@@ -17,7 +17,35 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// The connections of all nodes.
 #[derive(Clone, Default)]
 pub(crate) struct Nodes {
-    connections: Arc<Mutex<BTreeMap<String, (u64, Connection)>>>,
+    connections: Arc<Mutex<Latest<Connection>>>,
+}
+
+/// What each name has, the latest last: a node that dials again has two connections until the old one is known to be
+/// dead, and it is not always the old one that ends first.
+struct Latest<T>(BTreeMap<String, Vec<(u64, T)>>);
+
+impl<T> Default for Latest<T> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<T: Clone> Latest<T> {
+    fn add(&mut self, name: &str, id: u64, what: T) {
+        self.0.entry(name.to_owned()).or_default().push((id, what));
+    }
+
+    fn remove(&mut self, name: &str, id: u64) {
+        let Some(all) = self.0.get_mut(name) else { return };
+        all.retain(|(other, _)| *other != id);
+        if all.is_empty() {
+            self.0.remove(name);
+        }
+    }
+
+    fn get(&self, name: &str) -> Option<T> {
+        self.0.get(name)?.last().map(|(_, what)| what.clone())
+    }
 }
 
 impl Nodes {
@@ -42,7 +70,7 @@ impl Nodes {
             next_id += 1;
             let id = next_id;
             info!(%node, "node connected");
-            self.lock().insert(node.clone(), (id, connection.clone()));
+            self.lock().add(&node, id, connection.clone());
             let nodes = self.clone();
             let stop = stop.clone();
             tasks.spawn("node connection", async move {
@@ -50,22 +78,18 @@ impl Nodes {
                     () = stop.stopped() => connection.close(),
                     why = connection.closed() => info!(%node, %why, "node disconnected"),
                 }
-                // A node that has dialled again has another id by now.
-                let mut connections = nodes.lock();
-                if connections.get(&node).is_some_and(|(current, _)| *current == id) {
-                    connections.remove(&node);
-                }
+                nodes.lock().remove(&node, id);
             });
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, (u64, Connection)>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Latest<Connection>> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A stream to a node's kubelet API.
     pub(crate) async fn kubelet(&self, node: &str) -> Result<BiStream, ApiError> {
-        let connection = self.lock().get(node).map(|(_, connection)| connection.clone());
+        let connection = self.lock().get(node);
         let Some(connection) = connection else {
             return Err(ApiError::unavailable(format!("node {node} is not connected to the control plane")));
         };
@@ -74,5 +98,26 @@ impl Nodes {
             Ok(Err(error)) => Err(ApiError::unavailable(format!("node {node} cannot be reached: {error}"))),
             Err(_) => Err(ApiError::unavailable(format!("node {node} does not answer"))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_latest_that_lives_is_taken() {
+        let mut latest = Latest::default();
+        let mut step = |ended: Option<u64>, begun: Option<u64>| {
+            begun.into_iter().for_each(|id| latest.add("n", id, id));
+            ended.into_iter().for_each(|id| latest.remove("n", id));
+            (latest.get("n"), latest.0.len())
+        };
+        assert_eq!(step(None, Some(1)), (Some(1), 1));
+        assert_eq!(step(None, Some(2)), (Some(2), 1));
+        assert_eq!(step(Some(2), None), (Some(1), 1), "the older one lives");
+        assert_eq!(step(None, Some(3)), (Some(3), 1));
+        assert_eq!(step(Some(1), None), (Some(3), 1));
+        assert_eq!(step(Some(3), None), (None, 0), "nothing is left of a node that is gone");
     }
 }
