@@ -1,8 +1,10 @@
-//! What the client verbs share: the connection, names of resources as people write them, manifests.
+//! What the client verbs share: the connection, kinds of resources as people write them, manifests.
 
 use crate::paths;
 use anyhow::{Context as _, bail};
 use clap::Args;
+pub(crate) use dhow_cli_core::words::{checked_name, targets};
+pub(crate) use dhow_client::escape;
 use dhow_client::{Client, Config, resource_path};
 use serde::Deserialize as _;
 use serde_json::Value as Tree;
@@ -35,7 +37,8 @@ impl Global {
             Some(path) => Config::from_kubeconfig(path)?,
             None => Config::from_env(&paths::kubeconfig(&paths::data_dir()?))?,
         };
-        let namespace = self.namespace.clone().unwrap_or_else(|| config.namespace.clone());
+        let given = self.namespace.clone().filter(|name| !name.is_empty());
+        let namespace = checked_name("namespace", given.unwrap_or_else(|| config.namespace.clone()))?;
         Ok(Session { client: Client::new(config)?, namespace })
     }
 }
@@ -181,16 +184,6 @@ fn read_version(group: &str, version: &Tree) -> Vec<Resource> {
         .collect()
 }
 
-/// Percent-encodes what may not stand in a query value or a part of a path.
-pub(crate) fn escape(text: &str) -> String {
-    text.bytes()
-        .map(|byte| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
-            _ => format!("%{byte:02X}"),
-        })
-        .collect()
-}
-
 /// The items of a list.
 pub(crate) fn items(list: &Tree) -> &[Tree] {
     list["items"].as_array().map(Vec::as_slice).unwrap_or_default()
@@ -199,31 +192,6 @@ pub(crate) fn items(list: &Tree) -> &[Tree] {
 /// An object's name.
 pub(crate) fn name_of(tree: &Tree) -> &str {
     tree["metadata"]["name"].as_str().unwrap_or_default()
-}
-
-/// `TYPE NAME…` or `TYPE/NAME…` as people write them: the type's word and the names with it.
-pub(crate) fn targets(words: &[String]) -> anyhow::Result<Vec<(String, Option<String>)>> {
-    if words.iter().all(|word| word.contains('/')) {
-        return words
-            .iter()
-            .map(|word| match word.split_once('/') {
-                Some((kind, name)) if !kind.is_empty() && !name.is_empty() => {
-                    Ok((kind.to_owned(), Some(name.to_owned())))
-                }
-                _ => bail!("`{word}` is not of the form TYPE/NAME"),
-            })
-            .collect();
-    }
-    match words {
-        [] => bail!("name a type, such as `pods`, or a type and a name, such as `deployment/web`"),
-        [kind] => Ok(vec![(kind.clone(), None)]),
-        [kind, names @ ..] => {
-            if let Some(mixed) = words.iter().find(|word| word.contains('/')) {
-                bail!("`{mixed}` mixes the form TYPE/NAME with the form TYPE NAME");
-            }
-            Ok(names.iter().map(|name| (kind.clone(), Some(name.clone()))).collect())
-        }
-    }
 }
 
 /// Reads the manifests of files, directories (their `.yaml`, `.yml` and `.json` files, by name) or `-`.
@@ -290,16 +258,5 @@ mod tests {
         assert_eq!(kinds, ["A", "B", "C"]);
         let err = documents("kind: A\n---\n- b\n", "web.yaml", &mut trees).unwrap_err();
         assert!(err.to_string().starts_with("document 2 of web.yaml"), "{err}");
-    }
-
-    #[test]
-    fn both_forms_of_targets_are_understood() {
-        let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
-        let some = |kind: &str, name: &str| (kind.to_owned(), Some(name.to_owned()));
-        assert_eq!(targets(&words("pods")).unwrap(), [("pods".to_owned(), None)]);
-        assert_eq!(targets(&words("pod a b")).unwrap(), [some("pod", "a"), some("pod", "b")]);
-        assert_eq!(targets(&words("pod/a svc/b")).unwrap(), [some("pod", "a"), some("svc", "b")]);
-        assert!(targets(&words("pod a/b")).is_err());
-        assert!(targets(&words("pod/")).is_err());
     }
 }

@@ -448,20 +448,45 @@ pub async fn bootstrap_get(server: &str, path: &str) -> Result<Bytes, ClientErro
     }
 }
 
-/// The path of a collection, or of one object in it.
+/// The path of a collection, or of one object in it. Each name becomes one segment whatever is in it, and an object's
+/// path is never that of its collection.
 pub fn resource_path(group: &str, version: &str, plural: &str, namespace: Option<&str>, name: Option<&str>) -> String {
-    let mut path = if group.is_empty() { format!("/api/{version}") } else { format!("/apis/{group}/{version}") };
+    let mut path = if group.is_empty() {
+        format!("/api/{}", segment(version))
+    } else {
+        format!("/apis/{}/{}", segment(group), segment(version))
+    };
     if let Some(namespace) = namespace {
         path.push_str("/namespaces/");
-        path.push_str(namespace);
+        path.push_str(&segment(namespace));
     }
     path.push('/');
-    path.push_str(plural);
+    path.push_str(&segment(plural));
     if let Some(name) = name {
         path.push('/');
-        path.push_str(name);
+        path.push_str(&segment(name));
     }
     path
+}
+
+/// A part of a path. Servers skip an empty one, and dots step up, which would name something else than is meant: those
+/// are written so that no object has the name, and the server answers that there is none.
+fn segment(text: &str) -> String {
+    match text {
+        "" => "%20".to_owned(),
+        "." | ".." => text.replace('.', "%2E"),
+        text => escape(text),
+    }
+}
+
+/// Percent-encodes what may not stand in a query value or a part of a path.
+pub fn escape(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
 }
 
 async fn dial(
@@ -505,6 +530,24 @@ mod tests {
     fn paths_are_those_of_the_api_conventions() {
         assert_eq!(resource_path("", "v1", "pods", Some("a"), Some("b")), "/api/v1/namespaces/a/pods/b");
         assert_eq!(resource_path("apps", "v1", "deployments", None, None), "/apis/apps/v1/deployments");
+    }
+
+    #[test]
+    fn a_name_is_one_segment_whatever_is_in_it() {
+        for (namespace, name, expected) in [
+            ("a", "", "a/pods/%20"),
+            ("", "b", "%20/pods/b"),
+            ("a", " ", "a/pods/%20"),
+            ("a", "b?dryRun=All", "a/pods/b%3FdryRun%3DAll"),
+            ("a/pods?", "b#", "a%2Fpods%3F/pods/b%23"),
+            ("..", ".", "%2E%2E/pods/%2E"),
+            ("a", "%2e", "a/pods/%252e"),
+            ("a", "é", "a/pods/%C3%A9"),
+            ("a", "b.c-1", "a/pods/b.c-1"),
+        ] {
+            let path = resource_path("", "v1", "pods", Some(namespace), Some(name));
+            assert_eq!(path, format!("/api/v1/namespaces/{expected}"));
+        }
     }
 
     #[test]

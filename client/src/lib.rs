@@ -13,6 +13,6 @@ mod target;
 mod watch;
 
 pub use config::{Config, ConfigError, SERVERS_EXTENSION};
-pub use conn::{Body, Client, ClientError, PatchType, Response, Status, bootstrap_get, refusal, resource_path};
+pub use conn::{Body, Client, ClientError, PatchType, Response, Status, bootstrap_get, escape, refusal, resource_path};
 pub use http::Method;
 pub use watch::{Event, Watcher};

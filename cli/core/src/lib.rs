@@ -2,7 +2,8 @@
 //!
 //! `jsonpath` reads and follows `kubectl`'s templates, `columns` makes tables of them, `goform` and `yaml` write values
 //! as Go does; `members` shows the control nodes and their certificates, `selector` says which pods an object means; `sort`
-//! puts objects in order; `describe` turns an object and what is around it into the text of `dhow describe`.
+//! puts objects in order; `words` are types
+//! and names on a command line; `describe` turns an object and what is around it into the text of `dhow describe`.
 //!
 //! Invariants: pure, so no clock, no chance, no I/O; `now` is an argument. Trees go in, text comes out. Where
 //! `kubectl` has an answer, it is that one.
@@ -14,4 +15,5 @@ pub mod jsonpath;
 pub mod members;
 pub mod selector;
 pub mod sort;
+pub mod words;
 pub mod yaml;

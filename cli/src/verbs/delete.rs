@@ -1,6 +1,6 @@
 //! `dhow delete`: removes objects and waits until they are gone.
 
-use crate::kube::{Discovery, Global, Resource, manifests, name_of, targets};
+use crate::kube::{Discovery, Global, Resource, checked_name, escape, manifests, name_of, targets};
 use crate::output;
 use anyhow::bail;
 use dhow_client::{ClientError, Event};
@@ -35,7 +35,8 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     let mut doomed: Vec<(&Resource, String, String)> = Vec::new();
     for tree in &manifests(&args.paths)? {
         let namespace = tree["metadata"]["namespace"].as_str().unwrap_or(&session.namespace);
-        doomed.push((discovery.of(tree)?, namespace.to_owned(), name_of(tree).to_owned()));
+        let name = checked_name("resource", name_of(tree).to_owned())?;
+        doomed.push((discovery.of(tree)?, namespace.to_owned(), name));
     }
     if args.paths.is_empty() {
         for (word, name) in targets(&args.what)? {
@@ -82,7 +83,7 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
 
 /// Waits until no object of that name is there.
 async fn gone(client: &dhow_client::Client, resource: &Resource, namespace: &str, name: &str) {
-    let path = format!("{}?fieldSelector=metadata.name%3D{name}", resource.path(Some(namespace), None));
+    let path = format!("{}?fieldSelector=metadata.name%3D{}", resource.path(Some(namespace), None), escape(name));
     let mut watcher = client.watch(&path);
     loop {
         match watcher.next().await {

@@ -1,9 +1,10 @@
 //! `dhow logs`: prints what a container wrote.
 
-use crate::kube::{Discovery, Global, Session, escape, items, name_of};
+use crate::kube::{Discovery, Global, Session, checked_name, escape, items, name_of};
 use crate::output;
 use anyhow::{Context as _, bail};
 use dhow_cli_core::selector;
+use dhow_client::resource_path;
 use http::Method;
 use http_body_util::BodyExt as _;
 use serde_json::Value as Tree;
@@ -37,13 +38,14 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     let session = global.session()?;
     let pod = pod_name(&session, &args.pod).await?;
     let mut query = Vec::new();
-    query.extend(args.container.map(|name| format!("container={name}")));
+    query.extend(args.container.map(|name| format!("container={}", escape(&name))));
     query.extend(args.follow.then(|| "follow=true".to_owned()));
     query.extend(args.previous.then(|| "previous=true".to_owned()));
     query.extend(args.timestamps.then(|| "timestamps=true".to_owned()));
     query.extend(args.tail.map(|lines| format!("tailLines={lines}")));
     query.extend(args.since_seconds.map(|seconds| format!("sinceSeconds={seconds}")));
-    let path = format!("/api/v1/namespaces/{}/pods/{pod}/log?{}", session.namespace, query.join("&"));
+    let pod_path = resource_path("", "v1", "pods", Some(&session.namespace), Some(&pod));
+    let path = format!("{pod_path}/log?{}", query.join("&"));
     let response = session.client.stream(Method::GET, &path, "*/*", None).await?;
     let status = response.status();
     let mut body = response.into_body();
@@ -62,16 +64,18 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
 
 /// A pod's name as given, or the first pod that an object's selector selects.
 async fn pod_name(session: &Session, word: &str) -> anyhow::Result<String> {
-    let Some((kind, name)) = word.split_once('/') else { return Ok(word.to_owned()) };
+    let Some((kind, name)) = word.split_once('/') else { return Ok(checked_name("resource", word.to_owned())?) };
+    let name = &checked_name("resource", name.to_owned())?;
     let discovery = Discovery::fetch(&session.client).await?;
     let resource = discovery.find(kind)?;
     if resource.plural == "pods" {
-        return Ok(name.to_owned());
+        return Ok(name.clone());
     }
     let owner = session.client.get(&resource.path(Some(&session.namespace), Some(name))).await?;
     let Some(selector) = selector::of_pods(&owner) else { bail!("{} selects no pods", resource.label(name)) };
     let selector = escape(&selector.to_string());
-    let path = format!("/api/v1/namespaces/{}/pods?labelSelector={selector}", session.namespace);
+    let pods = resource_path("", "v1", "pods", Some(&session.namespace), None);
+    let path = format!("{pods}?labelSelector={selector}");
     let pods = session.client.get(&path).await?;
     let running = items(&pods).iter().find(|pod| pod["status"]["phase"] == "Running");
     let pod = running.or(items(&pods).first()).with_context(|| format!("{} has no pods", resource.label(name)))?;

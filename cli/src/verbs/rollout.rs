@@ -1,6 +1,6 @@
 //! `dhow rollout`: follow, show, undo and restart a Deployment's rollouts.
 
-use crate::kube::{Discovery, Global, Session, items, name_of, targets};
+use crate::kube::{Discovery, Global, Session, escape, items, name_of, targets};
 use crate::output;
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
@@ -68,7 +68,7 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
 }
 
 async fn status(session: &Session, collection: &str, name: &str) -> anyhow::Result<()> {
-    let mut watcher = session.client.watch(&format!("{collection}?fieldSelector=metadata.name%3D{name}"));
+    let mut watcher = session.client.watch(&format!("{collection}?fieldSelector=metadata.name%3D{}", escape(name)));
     let mut said = String::new();
     loop {
         let deployment = match watcher.next().await {
