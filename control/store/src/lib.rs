@@ -44,5 +44,5 @@ pub use dhow_consensus::{ChangeError, MemberChange, Members, Position, Progress,
 pub use error::{OpenError, SnapshotError, WriteError};
 pub use image::{ImageError, Snapshot};
 pub use replica::{Alone, Config, Peers, Replica, RoleNow, Start, Status};
-pub use restore::{Restored, restore, set_aside};
+pub use restore::{Restored, restore};
 pub use watch::{AllWatch, Filter, From, Watch, WatchItem};

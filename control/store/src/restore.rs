@@ -108,20 +108,6 @@ fn check_empty(dir: &Path) -> Result<(), SnapshotError> {
     }
 }
 
-/// Moves a data directory out of the way, so that the member can join anew; gives its new name.
-pub fn set_aside(dir: &Path) -> Result<PathBuf, OpenError> {
-    let mut number = 1;
-    let aside = loop {
-        let aside = beside(dir, &format!("aside-{number}"));
-        if !aside.exists() {
-            break aside;
-        }
-        number += 1;
-    };
-    fs::rename(dir, &aside).map_err(failed("renaming", dir))?;
-    Ok(aside)
-}
-
 fn beside(dir: &Path, what: &str) -> PathBuf {
     let mut name = dir.file_name().unwrap_or_default().to_owned();
     name.push(".");
