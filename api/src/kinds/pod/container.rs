@@ -36,10 +36,12 @@ pub(super) fn all(path: &Path<'_>, spec: &Tree, volumes: &BTreeSet<&str>, faults
     }
     for (i, container) in containers.iter().enumerate() {
         one(&list.index(i), container, Role::Main, volumes, &mut names, faults);
+        sleeps(&list.index(i), container, spec, faults);
     }
     let list = path.field("initContainers");
     for (i, container) in meta::list(spec, "initContainers").iter().enumerate() {
         one(&list.index(i), container, Role::Init, volumes, &mut names, faults);
+        sleeps(&list.index(i), container, spec, faults);
     }
     host_ports(path, spec, faults);
 }
@@ -345,6 +347,22 @@ fn life(path: &Path<'_>, container: &Tree, role: Role, faults: &mut Faults) {
         let threshold = meta::int(it, "successThreshold").unwrap_or(1);
         if name != "readinessProbe" && threshold != 1 {
             faults.push(Fault::invalid(path.field("successThreshold"), threshold, "must be 1"));
+        }
+    }
+}
+
+/// Hooks that sleep have to be over before the pod is killed.
+fn sleeps(path: &Path<'_>, container: &Tree, spec: &Tree, faults: &mut Faults) {
+    // A grace period that is no number of seconds has a fault of its own.
+    let grace = meta::int(spec, "terminationGracePeriodSeconds").filter(|grace| *grace >= 0);
+    let Some((hooks, grace)) = meta::at(container, "lifecycle").zip(grace) else { return };
+    let path = path.field("lifecycle");
+    for name in ["postStart", "preStop"] {
+        let Some(sleep) = meta::at(hooks, name).and_then(|hook| meta::at(hook, "sleep")) else { continue };
+        let seconds = meta::int(sleep, "seconds").unwrap_or(0);
+        if !(0..=grace).contains(&seconds) {
+            let words = format!("must be non-negative and less than terminationGracePeriodSeconds ({grace})");
+            faults.push(Fault::invalid(path.field(name).field("sleep"), seconds, words));
         }
     }
 }
