@@ -3,6 +3,7 @@
 use crate::paths;
 use anyhow::{Context as _, bail};
 use clap::Args;
+use dhow_cli_core::words::Scope;
 pub(crate) use dhow_cli_core::words::{checked_name, targets};
 pub(crate) use dhow_client::escape;
 use dhow_client::{Client, Config, resource_path};
@@ -28,6 +29,8 @@ pub(crate) struct Global {
 pub(crate) struct Session {
     pub(crate) client: Client,
     pub(crate) namespace: String,
+    /// The same, and whether the command line says so.
+    pub(crate) scope: Scope,
 }
 
 impl Global {
@@ -37,9 +40,11 @@ impl Global {
             Some(path) => Config::from_kubeconfig(path)?,
             None => Config::from_env(&paths::kubeconfig(&paths::data_dir()?))?,
         };
-        let given = self.namespace.clone().filter(|name| !name.is_empty());
-        let namespace = checked_name("namespace", given.unwrap_or_else(|| config.namespace.clone()))?;
-        Ok(Session { client: Client::new(config)?, namespace })
+        let scope = match self.namespace.as_ref().filter(|name| !name.is_empty()) {
+            Some(given) => Scope::Given(checked_name("namespace", given.clone())?),
+            None => Scope::Default(checked_name("namespace", config.namespace.clone())?),
+        };
+        Ok(Session { client: Client::new(config)?, namespace: scope.name().to_owned(), scope })
     }
 }
 

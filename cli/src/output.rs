@@ -39,7 +39,9 @@ fn hint(err: &ClientError) -> Option<&'static str> {
         ClientError::Api(status) if status.code == 401 => {
             Some("the kubeconfig belongs to another cluster, or its certificate has expired: set KUBECONFIG")
         }
-        ClientError::Api(status) if status.code == 503 => {
+        ClientError::Unanswered(_) => Some("look with `dhow get`, or repeat it: `dhow apply` may always be repeated"),
+        // A witness says itself whom to ask.
+        ClientError::Api(status) if status.code == 503 && !status.message.contains("is a witness") => {
             Some("more than half of the control nodes must run and reach each other: see `dhow status`")
         }
         _ => None,

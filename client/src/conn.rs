@@ -120,6 +120,9 @@ pub enum ClientError {
         /// What went wrong.
         what: String,
     },
+    /// The connection broke under a request that changes something.
+    #[error("whether the change was made is not known")]
+    Unanswered(#[source] Box<ClientError>),
     /// The answer is not JSON.
     #[error("the answer of `{server}` is not JSON")]
     Json {
@@ -335,9 +338,14 @@ impl Client {
         Watcher::new(self.clone(), path)
     }
 
-    /// Sends a request and decodes a JSON answer; a refusal is [`ClientError::Api`].
+    /// Sends a request and decodes a JSON answer; a refusal is [`ClientError::Api`], a broken connection under what is
+    /// no GET is [`ClientError::Unanswered`].
     pub async fn json(&self, method: Method, path: &str, body: Option<(&str, Bytes)>) -> Result<Tree, ClientError> {
-        let response = self.request(method, path, "application/json", body).await?;
+        let is_read = method == Method::GET;
+        let response = self.request(method, path, "application/json", body).await.map_err(|err| match err {
+            ClientError::Http { .. } | ClientError::Body { .. } if !is_read => ClientError::Unanswered(Box::new(err)),
+            err => err,
+        })?;
         self.decode(&response)
     }
 

@@ -1,14 +1,13 @@
 //! A client of several servers: who is called when one goes, and as whom.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use dhow_client::{Client, Config, Method};
+use dhow_client::{Client, ClientError, Config, Method};
 use dhow_pki::{Ca, Identity, San, Subject, Usage, subject_of};
 use dhow_types::Time;
 use http::{Response, StatusCode};
@@ -44,6 +43,11 @@ struct Server {
 
 impl Server {
     async fn start(ca: &Ca, name: &'static str, status: StatusCode) -> Self {
+        Self::start_with(ca, name, Some(status)).await
+    }
+
+    /// Without a status it breaks off what it is asked.
+    async fn start_with(ca: &Ca, name: &'static str, status: Option<StatusCode>) -> Self {
         let config = dhow_pki::server_config(&identity(ca, name), Some(ca.cert_pem()), &["h2"]).unwrap();
         let tls = TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -62,8 +66,8 @@ impl Server {
                     let service = service_fn(move |_| {
                         counted.fetch_add(1, Ordering::Relaxed);
                         let mut answer = Response::new(Full::new(Bytes::from(format!("\"{name} heard {caller}\""))));
-                        *answer.status_mut() = status;
-                        async move { Ok::<_, Infallible>(answer) }
+                        *answer.status_mut() = status.unwrap_or_default();
+                        async move { status.map(|_| answer).ok_or("broken off") }
                     });
                     let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
                     server.serve_connection(TokioIo::new(stream), service).await.ok();
@@ -156,6 +160,21 @@ async fn a_read_goes_on_at_the_next_server_and_a_write_does_not() {
     assert!(client.get("/").await.unwrap_err().is(503), "the other one is not there");
     assert_eq!(one.calls.load(Ordering::Relaxed) - before, 1, "it is not asked again");
     one.stop().await;
+}
+
+#[tokio::test]
+async fn a_write_that_is_broken_off_may_have_been_done() {
+    let ca = ca();
+    let broken = Server::start_with(&ca, "broken", None).await;
+    let client = client(&ca, "me", &[&broken]);
+    let answer = client.create("/", &serde_json::Value::Null).await;
+    assert!(matches!(answer, Err(ClientError::Unanswered(_))), "{answer:?}");
+    let answer = client.get("/").await;
+    assert!(matches!(answer, Err(ClientError::Http { .. })), "{answer:?}");
+    broken.stop().await;
+    let answer = self::client(&ca, "me", &[&Server::start(&ca, "refused", StatusCode::CONFLICT).await]);
+    let answer = answer.create("/", &serde_json::Value::Null).await;
+    assert!(matches!(answer, Err(ClientError::Api(_))), "{answer:?}");
 }
 
 #[tokio::test]

@@ -18,6 +18,41 @@ pub enum WordError {
     /// A part of a path with another meaning.
     #[error("{0} name `{1}` is invalid: it may not contain `/` or `%`, nor be `.` or `..`")]
     Name(&'static str, String),
+    /// A manifest is for another namespace than the command line.
+    #[error(
+        "the namespace from the provided object \"{0}\" does not match the namespace \"{1}\". You must pass \
+         '--namespace={0}' to perform this operation."
+    )]
+    Namespace(String, String),
+}
+
+/// The namespace that is meant when a manifest names none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// The kubeconfig's; a manifest may name another.
+    Default(String),
+    /// That of the command line; a manifest must not name another.
+    Given(String),
+}
+
+impl Scope {
+    /// The namespace's name.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Default(name) | Self::Given(name) => name,
+        }
+    }
+
+    /// The namespace of an object whose manifest names this one.
+    pub fn of<'a>(&'a self, named: Option<&'a str>) -> Result<&'a str, WordError> {
+        match (self, named.filter(|name| !name.is_empty())) {
+            (Self::Given(given), Some(named)) if given != named => {
+                Err(WordError::Namespace(named.to_owned(), given.clone()))
+            }
+            (_, Some(named)) => Ok(named),
+            (_, None) => Ok(self.name()),
+        }
+    }
 }
 
 /// `TYPE NAME…` or `TYPE/NAME…`: the type's word and the names with it.
@@ -56,6 +91,24 @@ pub fn checked_name(what: &'static str, name: String) -> Result<String, WordErro
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_manifest_of_another_namespace_than_that_of_the_command_line_is_refused() {
+        let (default, given) = (Scope::Default("a".to_owned()), Scope::Given("a".to_owned()));
+        for (scope, named, expected) in [
+            (&default, None, Some("a")),
+            (&default, Some(""), Some("a")),
+            (&default, Some("b"), Some("b")),
+            (&given, None, Some("a")),
+            (&given, Some("a"), Some("a")),
+            (&given, Some("b"), None),
+        ] {
+            assert_eq!(scope.of(named).ok(), expected, "{scope:?} {named:?}");
+        }
+        let words = "the namespace from the provided object \"b\" does not match the namespace \"a\". You must pass \
+                     '--namespace=b' to perform this operation.";
+        assert_eq!(given.of(Some("b")).unwrap_err().to_string(), words);
+    }
 
     #[test]
     fn both_forms_of_targets_are_understood_and_nothing_else() {

@@ -63,6 +63,9 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
 /// Applies all manifests, goes on after a refused one, and fails at the end if there was any.
 pub(crate) async fn apply(session: &Session, paths: &[PathBuf], dry_run: DryRun) -> anyhow::Result<()> {
     let trees = manifests(paths)?;
+    if trees.is_empty() {
+        bail!("no objects passed to apply");
+    }
     let discovery = Discovery::fetch(&session.client).await?;
     let mut failed = 0;
     for tree in &trees {
@@ -95,7 +98,10 @@ async fn apply_one(
     if name.is_empty() {
         bail!("`metadata.name` is missing");
     }
-    let namespace = manifest["metadata"]["namespace"].as_str().unwrap_or(&session.namespace);
+    let namespace = match manifest["metadata"]["namespace"].as_str() {
+        named if resource.namespaced => session.scope.of(named)?,
+        _ => &session.namespace,
+    };
     let path = resource.path(Some(namespace), Some(name));
     let wanted = with_last_applied(manifest, resource.namespaced.then_some(namespace));
     let done = |what: &str| Ok(format!("{} {what}{}", resource.label(name), dry_run.suffix()));

@@ -34,9 +34,13 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     let discovery = Discovery::fetch(&session.client).await?;
     let mut doomed: Vec<(&Resource, String, String)> = Vec::new();
     for tree in &manifests(&args.paths)? {
-        let namespace = tree["metadata"]["namespace"].as_str().unwrap_or(&session.namespace);
         let name = checked_name("resource", name_of(tree).to_owned())?;
-        doomed.push((discovery.of(tree)?, namespace.to_owned(), name));
+        let resource = discovery.of(tree)?;
+        let namespace = match tree["metadata"]["namespace"].as_str() {
+            named if resource.namespaced => session.scope.of(named)?,
+            _ => &session.namespace,
+        };
+        doomed.push((resource, namespace.to_owned(), name));
     }
     if args.paths.is_empty() {
         for (word, name) in targets(&args.what)? {
@@ -51,6 +55,9 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
                 None => bail!("name the {} to delete, or say --all", resource.plural),
             }
         }
+    }
+    if doomed.is_empty() && !args.all {
+        bail!("no objects passed to delete");
     }
     let mut options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"});
     if let Some(seconds) = args.grace_period {

@@ -105,10 +105,11 @@ async fn tables(args: &Args, session: &Session, queries: &[(&Resource, Option<St
     }
     let several = queries.windows(2).any(|pair| pair[0].0 != pair[1].0);
     let mut shown = 0;
+    let mut refused = Vec::new();
     let mut rows: Vec<Vec<String>> = Vec::new();
     for (index, (resource, name)) in queries.iter().enumerate() {
         let path = path(args, session, resource, name.as_deref());
-        let Some(mut table) = found(args, fetch_table(session, &path).await)? else { continue };
+        let Some(mut table) = found(args, fetch_table(session, &path).await, &mut refused) else { continue };
         if let (Some(path), Some(rows)) = (&args.sort_by, table["rows"].as_array_mut()) {
             let objects: Vec<&Tree> = rows.iter().map(|row| &row["object"]).collect();
             *rows = sort::order(&objects, path)?.into_iter().map(|place| rows[place].clone()).collect();
@@ -124,7 +125,7 @@ async fn tables(args: &Args, session: &Session, queries: &[(&Resource, Option<St
         rows.extend(cells(args, resource, &table, &table, prefix.as_deref()));
     }
     shown += flush(&mut rows, shown);
-    if shown == 0 && !args.ignore_not_found {
+    if shown == 0 && refused.is_empty() && !args.ignore_not_found {
         let place = if args.all_namespaces || queries.iter().all(|(resource, _)| !resource.namespaced) {
             "No resources found".to_owned()
         } else {
@@ -132,7 +133,7 @@ async fn tables(args: &Args, session: &Session, queries: &[(&Resource, Option<St
         };
         output::note(place);
     }
-    Ok(())
+    tell(refused)
 }
 
 fn flush(rows: &mut Vec<Vec<String>>, shown: usize) -> usize {
@@ -149,12 +150,21 @@ async fn fetch_table(session: &Session, path: &str) -> Result<Tree, ClientError>
     session.client.get_as(path, TABLE).await
 }
 
-/// What was asked for, or nothing if it is not there and that is no error.
-fn found(args: &Args, answer: Result<Tree, ClientError>) -> Result<Option<Tree>, ClientError> {
+/// What was asked for, or nothing if it is not there; what went wrong is kept, so that the others are shown first.
+fn found(args: &Args, answer: Result<Tree, ClientError>, refused: &mut Vec<ClientError>) -> Option<Tree> {
     match answer {
-        Err(err) if err.is(404) && args.ignore_not_found => Ok(None),
-        answer => answer.map(Some),
+        Ok(tree) => return Some(tree),
+        Err(err) if err.is(404) && args.ignore_not_found => {}
+        Err(err) => refused.push(err),
     }
+    None
+}
+
+/// Says what went wrong, the last of it as the verb's own error.
+fn tell(mut refused: Vec<ClientError>) -> anyhow::Result<()> {
+    let last = refused.pop();
+    refused.into_iter().for_each(|err| output::error(&err.into()));
+    last.map_or(Ok(()), |err| Err(err.into()))
 }
 
 fn is_shown(args: &Args, column: &Tree) -> bool {
@@ -247,9 +257,10 @@ async fn objects(
     queries: &[(&Resource, Option<String>)],
 ) -> anyhow::Result<()> {
     let mut all = Vec::new();
+    let mut refused = Vec::new();
     for (resource, name) in queries {
         let answer = session.client.get(&path(args, session, resource, name.as_deref())).await;
-        let Some(tree) = found(args, answer)? else { continue };
+        let Some(tree) = found(args, answer, &mut refused) else { continue };
         match name {
             Some(_) => all.push((*resource, tree)),
             None => all.extend(items(&tree).iter().map(|item| (*resource, resource.typed(item.clone())))),
@@ -257,13 +268,14 @@ async fn objects(
     }
     let one = matches!(queries, [(_, Some(_))]);
     if one && all.is_empty() {
-        return Ok(());
+        return tell(refused);
     }
     if let Some(path) = &args.sort_by {
         let objects: Vec<&Tree> = all.iter().map(|(_, object)| object).collect();
         all = sort::order(&objects, path)?.into_iter().map(|place| all[place].clone()).collect();
     }
-    form.show(&all, if one { Whole::Object } else { Whole::List }, heading_wish(args))
+    form.show(&all, if one { Whole::Object } else { Whole::List }, heading_wish(args))?;
+    tell(refused)
 }
 
 fn heading_wish(args: &Args) -> Heading {

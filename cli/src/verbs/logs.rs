@@ -5,7 +5,7 @@ use crate::output;
 use anyhow::{Context as _, bail};
 use dhow_cli_core::selector;
 use dhow_client::resource_path;
-use http::Method;
+use http::{Method, StatusCode};
 use http_body_util::BodyExt as _;
 use serde_json::Value as Tree;
 
@@ -46,7 +46,11 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     query.extend(args.since_seconds.map(|seconds| format!("sinceSeconds={seconds}")));
     let pod_path = resource_path("", "v1", "pods", Some(&session.namespace), Some(&pod));
     let path = format!("{pod_path}/log?{}", query.join("&"));
-    let response = session.client.stream(Method::GET, &path, "*/*", None).await?;
+    let mut response = session.client.stream(Method::GET, &path, "*/*", None).await?;
+    if response.status() == StatusCode::SERVICE_UNAVAILABLE {
+        // The client goes on to the next control node: this one may be a witness.
+        response = session.client.stream(Method::GET, &path, "*/*", None).await?;
+    }
     let status = response.status();
     let mut body = response.into_body();
     if !status.is_success() {

@@ -29,6 +29,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
+    check_image(&args.image)?;
     let session = global.session()?;
     let file = Path::new(&args.image);
     let is_path = args.image.ends_with(".wasm") && !args.image.starts_with("file://");
@@ -75,4 +76,35 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses what is a path, but not one that is pushed: no image begins so.
+fn check_image(image: &str) -> anyhow::Result<()> {
+    if image.starts_with(['.', '/']) && !image.ends_with(".wasm") {
+        bail!("`{image}` is neither an image nor a path to a .wasm file");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_is_no_wasm_file_is_refused() {
+        for (image, good) in [
+            ("./a.wasm", true),
+            ("/a/b.wasm", true),
+            ("a.wasm", true),
+            ("hello:1.0", true),
+            ("registry.example/a/b@sha256:0", true),
+            ("file:///a/b.txt", true),
+            ("./x.yaml", false),
+            ("../x", false),
+            ("/x/y", false),
+            (".", false),
+        ] {
+            assert_eq!(check_image(image).is_ok(), good, "{image}");
+        }
+    }
 }

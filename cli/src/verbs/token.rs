@@ -23,7 +23,7 @@ enum Action {
     /// Make a token for agents and control nodes, and print it
     Create {
         /// How many hours the token is valid
-        #[arg(long, default_value_t = 24)]
+        #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(1..))]
         hours: u32,
         /// The token is for agents only: no control node joins with it
         #[arg(long)]
