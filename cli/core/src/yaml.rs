@@ -166,7 +166,8 @@ fn is_other_type(text: &str) -> bool {
 }
 
 fn is_number(text: &str) -> bool {
-    let text = text.replace('_', "");
+    // Digits may be parted, but Go does not look for it in what begins so.
+    let text = if text.starts_with(['_', '.']) { text.to_owned() } else { text.replace('_', "") };
     let unsigned = text.strip_prefix(['+', '-']).unwrap_or(&text);
     let based = |prefixes: [&str; 2], radix: u32| {
         let digits = prefixes.iter().find_map(|prefix| unsigned.strip_prefix(prefix));
