@@ -11,7 +11,7 @@ use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 /// A link that says nothing for so long is dead.
@@ -51,6 +51,7 @@ struct Inner {
     /// With what it dials: exchanged when the certificate is renewed.
     client: RwLock<Arc<QuicClientConfig>>,
     accepted: Mutex<mpsc::Receiver<Connection>>,
+    strangers: watch::Receiver<u64>,
     acceptor: JoinHandle<()>,
 }
 
@@ -75,8 +76,9 @@ impl Endpoint {
         };
         let endpoint = open().map_err(|error| QuicError::Bind { addr, reason: error.to_string() })?;
         let (sender, accepted) = mpsc::channel(ACCEPTED_MAX);
-        let acceptor = tokio::spawn(accept(endpoint.clone(), sender));
-        Ok(Endpoint(Arc::new(Inner { endpoint, addr, client, accepted: Mutex::new(accepted), acceptor })))
+        let (count, strangers) = watch::channel(0);
+        let acceptor = tokio::spawn(accept(endpoint.clone(), sender, count));
+        Ok(Endpoint(Arc::new(Inner { endpoint, addr, client, accepted: Mutex::new(accepted), strangers, acceptor })))
     }
 
     /// Shows another certificate from now on. Connections that exist go on with the old one.
@@ -122,6 +124,11 @@ impl Endpoint {
     /// The next connection whose certificate is good; `None` once the endpoint is closed. Cancel-safe.
     pub async fn accept(&self) -> Option<Connection> {
         self.0.accepted.lock().await.recv().await
+    }
+
+    /// How many have called so far who believe another CA than this endpoint: they belong to another cluster.
+    pub fn strangers(&self) -> watch::Receiver<u64> {
+        self.0.strangers.clone()
     }
 
     /// Ends all connections and accepts none any more.
@@ -205,7 +212,7 @@ fn transport(idle: Duration, keep_alive: Duration) -> TransportConfig {
 
 /// The task that carries handshakes out, many at once, so that a slow one holds up nobody. Ends when the endpoint is
 /// closed; aborted with it.
-async fn accept(endpoint: quinn::Endpoint, accepted: mpsc::Sender<Connection>) {
+async fn accept(endpoint: quinn::Endpoint, accepted: mpsc::Sender<Connection>, strangers: watch::Sender<u64>) {
     let mut handshakes = JoinSet::new();
     loop {
         tokio::select! {
@@ -219,7 +226,7 @@ async fn accept(endpoint: quinn::Endpoint, accepted: mpsc::Sender<Connection>) {
                         tracing::debug!(%error, "caller is not asked to prove its address");
                     }
                 } else {
-                    handshakes.spawn(handshake(incoming, accepted.clone()));
+                    handshakes.spawn(handshake(incoming, accepted.clone(), strangers.clone()));
                 }
             }
             Some(_) = handshakes.join_next(), if !handshakes.is_empty() => {}
@@ -227,9 +234,14 @@ async fn accept(endpoint: quinn::Endpoint, accepted: mpsc::Sender<Connection>) {
     }
 }
 
-async fn handshake(incoming: quinn::Incoming, accepted: mpsc::Sender<Connection>) {
+async fn handshake(incoming: quinn::Incoming, accepted: mpsc::Sender<Connection>, strangers: watch::Sender<u64>) {
     let from = incoming.remote_address();
     let made = match tokio::time::timeout(HANDSHAKE, incoming).await {
+        Ok(Err(error)) if is_strange(&error) => {
+            strangers.send_modify(|count| *count += 1);
+            // They call again and again; the owner of the endpoint says it once, in words.
+            return tracing::debug!(%from, %error, "link of another cluster is refused");
+        }
         Ok(made) => made.map_err(|error| QuicError::Lost(error.to_string())).and_then(Connection::new),
         Err(_) => Err(QuicError::TimedOut),
     };
@@ -242,4 +254,17 @@ async fn handshake(incoming: quinn::Incoming, accepted: mpsc::Sender<Connection>
         }
         Err(error) => tracing::warn!(%from, %error, "link is refused"),
     }
+}
+
+/// The alerts of TLS for a certificate of a CA that is not believed: another name, or the same with another key.
+const OTHER_CA_ALERTS: [u8; 2] = [48, 51];
+
+/// Whether either side did not believe the other's CA.
+fn is_strange(error: &quinn::ConnectionError) -> bool {
+    let code = match error {
+        quinn::ConnectionError::TransportError(error) => error.code,
+        quinn::ConnectionError::ConnectionClosed(close) => close.error_code,
+        _ => return false,
+    };
+    OTHER_CA_ALERTS.into_iter().any(|alert| code == quinn::TransportErrorCode::crypto(alert))
 }

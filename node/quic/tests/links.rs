@@ -256,6 +256,7 @@ async fn strangers_are_refused() {
     // A certificate of a foreign CA: the two do not trust each other.
     let stranger = other.endpoint("system:node:n1", "n1");
     assert!(matches!(stranger.connect(server.local_addr(), "n2").await, Err(QuicError::Connect { .. })));
+    server.strangers().wait_for(|count| *count == 1).await.unwrap();
     // One that trusts the cluster's CA, but has an identity of another: refused by the server.
     let forged = Tls { ca_pem: ca.issue("x", "x").ca_pem, ..other.issue("system:node:n1", "n1") };
     let forger = Endpoint::bind(at("127.0.0.1:0"), &forged).unwrap();
@@ -263,6 +264,7 @@ async fn strangers_are_refused() {
     if let Ok(link) = forger.connect(server.local_addr(), "n2").await {
         assert!(matches!(link.closed().await, QuicError::Lost(_)));
     }
+    server.strangers().wait_for(|count| *count == 2).await.unwrap();
     // The right CA, the wrong name.
     let node = ca.endpoint("system:node:n1", "n1");
     assert!(matches!(node.connect(server.local_addr(), "n3").await, Err(QuicError::Connect { .. })));
@@ -270,6 +272,7 @@ async fn strangers_are_refused() {
     let link = node.connect(server.local_addr(), "n2").await.unwrap();
     assert_eq!(link.peer(), "system:node:n2");
     assert_eq!(server.accept().await.unwrap().peer(), "system:node:n1");
+    assert_eq!(*server.strangers().borrow(), 2, "a wrong name is no other cluster");
     server.close();
     assert!(server.accept().await.is_none());
     for pem in ["", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
