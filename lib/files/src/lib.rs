@@ -2,10 +2,14 @@
 //!
 //! What is written goes to a file beside the one that is meant, is synced, and takes its name in one step; then the
 //! directory is synced. A reader finds the old content or the new, never a part. [`write`] is for what fits into memory, [`NewFile`]
-//! for what comes in pieces.
+//! for what comes in pieces. [`Lock`] keeps a second process out of a directory.
 //!
 //! Invariants: a file never has more access rights than it is to have, not even for a moment. Blocks: callers of async
 //! code use a blocking thread. Knows nothing about what is written.
+
+mod lock;
+
+pub use lock::{Lock, LockError};
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};

@@ -4,6 +4,7 @@
 //! images/                                   what was pulled
 //! compiled/                                 compiled code
 //! identity/                                 this node's key and certificate, the cluster's CA
+//! lock                                      the agent that the directory belongs to
 //! servers                                   the addresses of the control nodes, one a line
 //! pods/<uid>/volumes/<volume>/              volumes
 //! pods/<uid>/containers/<container>/<n>/     files of attempt n alone

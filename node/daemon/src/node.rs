@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use dhow_agent::EventKind;
 use dhow_agent::ipam::Ipam;
 use dhow_client::{Client, ClientError};
 use dhow_engine::{Engine, EngineError};
+use dhow_files::{Lock, LockError};
 use dhow_image::{PullError, Store};
 use dhow_pki::Identity;
 use dhow_quic::{Endpoint, Fabric, KubeletStream, QuicError, Tls};
@@ -34,6 +35,10 @@ use crate::{Config, join, kubelet, network};
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
 /// How long peers are told that the connection closes; those that are gone themselves never answer.
 const DRAIN_MAX: Duration = Duration::from_millis(500);
+/// How long a predecessor that was killed may keep the data directory: the kernel tears a large process down that long.
+const PREDECESSOR: Duration = Duration::from_secs(2);
+/// The rest between two attempts to take it.
+const PREDECESSOR_REST: Duration = Duration::from_millis(50);
 /// Kubelet streams that wait to be served; then QUIC's own flow control holds the control node back.
 const KUBELET_QUEUE_MAX: usize = 64;
 
@@ -49,6 +54,14 @@ pub enum NodeError {
         /// What the system said.
         #[source]
         source: std::io::Error,
+    },
+    /// Another agent runs there: both would run the same pods, and write over each other's files.
+    #[error("another agent (process {owner}) uses the data directory `{}`: stop it, or name another directory", path.display())]
+    InUse {
+        /// Which directory.
+        path: PathBuf,
+        /// The number of the other agent's process.
+        owner: String,
     },
     /// The client for the API server could not be made.
     #[error("the API client cannot be made")]
@@ -77,6 +90,8 @@ pub struct Node {
     fabric: Fabric,
     node_ports: Option<NodePorts>,
     quic: SocketAddr,
+    /// Keeps other agents out of the data directory until the last task has ended.
+    lock: Lock,
 }
 
 impl Node {
@@ -97,6 +112,7 @@ impl Node {
         } = config;
         let layout = Layout::new(&data_dir);
         layout.create().map_err(|source| NodeError::DataDir { path: data_dir.clone(), source })?;
+        let lock = own(&data_dir).await?;
         let joined = Joined { url: client.server.clone(), quic: control_quic };
         let control = ControlNodes::new(joined, &layout.servers());
         let client = Client::new(client)?;
@@ -148,7 +164,7 @@ impl Node {
         let registration = Registration { client, node: name, node_ip, quic, capacity, standing: stands, refused };
         let run = run(shared.clone(), registration, pods.clone(), background.clone());
         pods.spawn("start", run);
-        Ok(Node { shared, pods, serving, background, endpoint, fabric, node_ports, quic })
+        Ok(Node { shared, pods, serving, background, endpoint, fabric, node_ports, quic, lock })
     }
 
     /// Where this node's QUIC endpoint answers.
@@ -158,7 +174,7 @@ impl Node {
 
     /// Stops in order and leaves the pods' objects as they are: they resume at the next start.
     pub async fn stop(self) {
-        let Node { shared, pods, serving, background, endpoint, fabric, node_ports, quic: _ } = self;
+        let Node { shared, pods, serving, background, endpoint, fabric, node_ports, quic: _, lock } = self;
         let began = tokio::time::Instant::now();
         let done = |what| tracing::debug!(what, elapsed = ?began.elapsed(), "stopped");
         // No new work from outside…
@@ -184,6 +200,22 @@ impl Node {
             tracing::debug!("some peers were not told of the stop; their connections time out");
         }
         done("network");
+        drop(lock);
+    }
+}
+
+/// Takes the data directory. An agent that was killed a moment ago may still be on its way out.
+async fn own(data_dir: &Path) -> Result<Lock, NodeError> {
+    let deadline = tokio::time::Instant::now() + PREDECESSOR;
+    loop {
+        match Lock::take(data_dir) {
+            Ok(lock) => return Ok(lock),
+            Err(LockError::InUse(_)) if tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(PREDECESSOR_REST).await;
+            }
+            Err(LockError::InUse(owner)) => return Err(NodeError::InUse { path: data_dir.to_owned(), owner }),
+            Err(LockError::Io(source)) => return Err(NodeError::DataDir { path: data_dir.to_owned(), source }),
+        }
     }
 }
 
@@ -272,6 +304,16 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_data_directory_has_one_agent_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = own(dir.path()).await.unwrap();
+        let refused = own(dir.path()).await.unwrap_err().to_string();
+        assert!(refused.contains(&format!("(process {})", std::process::id())), "{refused}");
+        let (successor, ()) = tokio::join!(own(dir.path()), async { drop(first) });
+        successor.unwrap();
+    }
 
     #[tokio::test]
     async fn a_pod_reaches_the_api_server_by_its_service_and_nothing_else_of_the_host() {
