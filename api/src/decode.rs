@@ -73,6 +73,9 @@ pub fn decode(body: &[u8], media: Media, type_name: Option<&str>, validation: Va
     let read::Read { mut tree, duplicates } = read.map_err(|why| unreadable(&why, body, expected))?;
     let mut strict = Vec::new();
     if let Some(expected) = expected {
+        if media == Media::Yaml {
+            read_octals_as(&mut tree, expected);
+        }
         set_kind(&mut tree, expected)?;
         normalize_as(&mut tree, expected);
         strict = check::check(&tree, expected).map_err(|why| unfit(&tree, expected, &why))?;
@@ -118,6 +121,37 @@ pub fn check_patched(
 pub fn normalize(tree: &mut Tree, type_name: &str) {
     if let Some(expected) = table().get(type_name) {
         normalize_as(tree, expected);
+    }
+}
+
+/// Reads octal numbers of YAML 1.1, such as `defaultMode: 0644`, where the type wants a whole number. The reader is one
+/// of YAML 1.2, for which they are texts.
+pub fn read_octals(tree: &mut Tree, type_name: &str) {
+    if let Some(expected) = table().get(type_name) {
+        read_octals_as(tree, expected);
+    }
+}
+
+fn read_octals_as(tree: &mut Tree, expected: &Type) {
+    for (key, value) in tree.as_object_mut().into_iter().flatten() {
+        if let Some(field) = expected.field(key) {
+            read_octal(value, &field.ty);
+        }
+    }
+}
+
+fn read_octal(value: &mut Tree, ty: &FieldType) {
+    match (ty, &mut *value) {
+        (FieldType::Int32 | FieldType::Int64, Tree::String(text)) => {
+            let digits = text.strip_prefix('0').filter(|rest| rest.bytes().all(|byte| byte.is_ascii_digit()));
+            if let Some(number) = digits.and_then(|digits| i64::from_str_radix(digits, 8).ok()) {
+                *value = number.into();
+            }
+        }
+        (FieldType::Object(name), Tree::Object(_)) => read_octals(value, name),
+        (FieldType::List(entry), Tree::Array(values)) => values.iter_mut().for_each(|value| read_octal(value, entry)),
+        (FieldType::Map(entry), Tree::Object(values)) => values.values_mut().for_each(|value| read_octal(value, entry)),
+        _ => {}
     }
 }
 

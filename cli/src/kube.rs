@@ -237,18 +237,31 @@ fn files(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
 }
 
 fn documents(text: &str, origin: &str, trees: &mut Vec<Tree>) -> anyhow::Result<()> {
+    let is_json = text.trim_start().starts_with('{');
     for (index, document) in serde_yaml::Deserializer::from_str(text).enumerate() {
         let place = || format!("document {} of {origin}", index + 1);
         let value = serde_yaml::Value::deserialize(document).with_context(place)?;
         let tree = serde_json::to_value(&value).with_context(place)?;
+        let first = trees.len();
         match tree {
             Tree::Null => {} // an empty document, as after a trailing `---`
             Tree::Object(_) if tree["kind"] == "List" => trees.extend(items(&tree).iter().cloned()),
             Tree::Object(_) => trees.push(tree),
             _ => bail!("{}: a manifest is a map with `apiVersion` and `kind`", place()),
         }
+        if !is_json {
+            trees[first..].iter_mut().for_each(read_octals);
+        }
     }
     Ok(())
+}
+
+/// YAML's octal numbers, by the type that the manifest names.
+fn read_octals(tree: &mut Tree) {
+    let text = |field: &str| tree[field].as_str().unwrap_or_default();
+    if let Some(known) = dhow_api::schema::table().by_kind(text("apiVersion"), text("kind")) {
+        dhow_api::decode::read_octals(tree, known.name);
+    }
 }
 
 #[cfg(test)]
@@ -261,6 +274,10 @@ mod tests {
         documents("---\nkind: A\n---\n---\nkind: List\nitems: [{kind: B}, {kind: C}]\n", "x", &mut trees).unwrap();
         let kinds: Vec<_> = trees.iter().map(|tree| tree["kind"].as_str().unwrap()).collect();
         assert_eq!(kinds, ["A", "B", "C"]);
+        let octal = "apiVersion: v1\nkind: Pod\nspec: {volumes: [{name: '07', configMap: {defaultMode: 0644}}]}\n";
+        documents(octal, "x", &mut trees).unwrap();
+        let volume = serde_json::json!({"name": "07", "configMap": {"defaultMode": 420}});
+        assert_eq!(trees.last().unwrap()["spec"]["volumes"][0], volume);
         let err = documents("kind: A\n---\n- b\n", "web.yaml", &mut trees).unwrap_err();
         assert!(err.to_string().starts_with("document 2 of web.yaml"), "{err}");
     }

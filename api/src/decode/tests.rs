@@ -185,6 +185,24 @@ spec:
 }
 
 #[test]
+fn octals_of_yaml_1_1_are_numbers_where_one_is_wanted() {
+    let read = |mode: &str, media: Media| {
+        let volume = format!(r#"{{"name": "v", "secret": {{"defaultMode": {mode}}}}}"#);
+        let text = format!(r#"{{"metadata": {{"name": "0644"}}, "spec": {{"volumes": [{volume}]}}}}"#);
+        decode(text.as_bytes(), media, Some(POD), Validation::Strict).map(|decoded| decoded.tree)
+    };
+    for (mode, expected) in [("0644", 420), ("00", 0), ("0o644", 420), ("420", 420), ("0", 0)] {
+        let tree = read(mode, Media::Yaml).unwrap();
+        assert_eq!(tree["spec"]["volumes"][0]["secret"]["defaultMode"], expected, "{mode}");
+        assert_eq!(tree["metadata"]["name"], "0644");
+    }
+    for bad in ["0689", "abc", "'0x1a4'", "'420'", "0777777777777777777777777"] {
+        assert!(read(bad, Media::Yaml).is_err(), "{bad}");
+    }
+    assert!(read("\"0644\"", Media::Json).is_err(), "JSON has no octals");
+}
+
+#[test]
 fn bombs_are_refused() {
     let deep = format!("{}{}", "[".repeat(5_000), "]".repeat(5_000));
     assert!(decode(deep.as_bytes(), Media::Json, Some(POD), Validation::Ignore).is_err());
