@@ -45,7 +45,11 @@ fn row(member: &Tree, last: String) -> Vec<String> {
 }
 
 fn backup(backup: &Tree, now: Time) -> String {
-    let Some(file) = backup["file"].as_str() else { return "never".to_owned() };
+    if backup.is_null() {
+        return "never".to_owned();
+    }
+    // One that was fetched is wherever its client has put it.
+    let file = backup["file"].as_str().unwrap_or("by `dhow backup`");
     let time = text(&backup["time"]);
     let age = Time::parse(&time)
         .map_or(String::new(), |then| format!(" ({} ago)", human_duration(now.as_ms() - then.as_ms())));
@@ -150,6 +154,11 @@ mod tests {
         assert_eq!(rows[1][4], "unreachable");
         let mut alone = answer();
         alone["leader"] = Tree::Null;
+        alone["lastBackup"] = json!({"time": "2026-05-01T10:00:00Z", "bytes": 2048});
+        assert_eq!(
+            backup(&alone["lastBackup"], at("2026-05-01T13:00:00Z")),
+            "2026-05-01T10:00:00Z (3h ago), by `dhow backup`, 2.0 KiB"
+        );
         alone["lastBackup"] = Tree::Null;
         let (lines, _) = status_lines(&alone, at("2026-05-01T13:00:00Z"));
         assert!(lines[0].starts_with("leader: none") && lines[4] == "last backup: never", "{lines:?}");

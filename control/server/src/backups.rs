@@ -3,15 +3,18 @@
 use crate::answer::{self, Answer, BodyError};
 use crate::app::{App, now};
 use bytes::Bytes;
-use dhow_api::Tree;
 use dhow_api::status::ApiError;
+use dhow_api::{Tree, meta};
+use dhow_files::{Access, NewFile};
 use dhow_store::Snapshot;
 use dhow_types::{Chain, Time};
+use futures_util::Stream;
 use serde_json::json;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 use tracing::{info, warn};
 
@@ -39,19 +42,43 @@ const RETRY_AFTER: Duration = Duration::from_secs(600);
 
 const SUFFIX: &str = ".dhow-backup";
 
-/// The backups on this member's disk.
+/// What tells of the last backup that was fetched, so that a start knows it too.
+const FETCHED: &str = "fetched.json";
+
+/// The backups on this member's disk, and when the last one was fetched from it.
 pub(crate) struct Backups {
     dir: PathBuf,
     config: BackupConfig,
+    /// `{time, bytes}`, or null.
+    fetched: Mutex<Tree>,
 }
 
 impl Backups {
     pub(crate) fn new(dir: PathBuf, config: BackupConfig) -> Backups {
-        Backups { dir, config }
+        // It only informs: one that cannot be read is none.
+        let fetched = std::fs::read(dir.join(FETCHED)).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        Backups { dir, config, fetched: Mutex::new(fetched.unwrap_or_default()) }
     }
 
-    /// `{time, file, bytes}` of the youngest, or null.
+    /// `{time, file, bytes}` of the youngest, or null; one that was fetched has no `file` here.
     pub(crate) fn last(&self) -> Tree {
+        let (made, fetched) = (self.last_made(), self.fetched.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        let time = |backup: &Tree| meta::text(backup, "time").to_owned();
+        if time(&fetched) > time(&made) { fetched } else { made }
+    }
+
+    /// Notes that a backup has reached the one who asked for it.
+    fn note_fetched(&self, at: Time, bytes: u64) {
+        let fetched = json!({"time": at.to_rfc3339(), "bytes": bytes});
+        *self.fetched.lock().unwrap_or_else(PoisonError::into_inner) = fetched.clone();
+        let kept = std::fs::create_dir_all(&self.dir)
+            .and_then(|()| dhow_files::write(&self.dir.join(FETCHED), fetched.to_string().as_bytes(), Access::Private));
+        if let Err(error) = kept {
+            warn!(%error, "that a backup was fetched could not be noted");
+        }
+    }
+
+    fn last_made(&self) -> Tree {
         let Some(last) = self.all().pop() else { return Tree::Null };
         let bytes = std::fs::metadata(&last).map_or(0, |metadata| metadata.len());
         let time = modified(&last).map(|time| time.to_rfc3339());
@@ -72,15 +99,10 @@ impl Backups {
         std::fs::create_dir_all(&self.dir)?;
         let name: String = at.to_rfc3339().chars().filter(|c| c.is_ascii_alphanumeric()).collect();
         let path = self.dir.join(format!("{name}{SUFFIX}"));
-        let fresh = self.dir.join("unfinished");
-        let mut file = std::fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&fresh)?;
-        let written = snapshot.into_iter().try_for_each(|chunk| file.write_all(&chunk)).and_then(|()| file.sync_all());
-        if let Err(error) = written {
-            std::fs::remove_file(&fresh)?;
-            return Err(error);
-        }
-        std::fs::rename(&fresh, &path)?;
-        std::fs::File::open(&self.dir)?.sync_all()?;
+        dhow_files::remove_unfinished(&self.dir)?;
+        let mut file = NewFile::create(&path, Access::Private)?;
+        snapshot.into_iter().try_for_each(|chunk| file.write_all(&chunk))?;
+        file.commit()?;
         let all = self.all();
         for old in &all[..all.len().saturating_sub(self.config.kept.max(1))] {
             std::fs::remove_file(old)?;
@@ -124,11 +146,38 @@ pub(crate) async fn run(app: Arc<App>) {
 }
 
 /// GET `/dhow/v1/backup`: the state as it is now.
-pub(crate) async fn download(app: &App) -> Result<Answer, ApiError> {
+pub(crate) async fn download(app: &Arc<App>) -> Result<Answer, ApiError> {
     app.barrier().await?;
-    let snapshot = app.replica.snapshot().await;
-    let pieces = futures_util::stream::iter(snapshot.into_iter().map(Ok::<Bytes, BodyError>));
-    Ok(answer::answer(200, "application/octet-stream", answer::streamed(pieces)))
+    let pieces = app.replica.snapshot().await;
+    let download = Download { pieces, bytes: 0, app: Some(app.clone()) };
+    Ok(answer::answer(200, "application/octet-stream", answer::streamed(download)))
+}
+
+/// A backup on its way. It counts when its last piece was asked for and there was no more: whoever breaks off has none.
+struct Download<I> {
+    pieces: I,
+    bytes: u64,
+    /// Nothing once it is noted.
+    app: Option<Arc<App>>,
+}
+
+impl<I: Iterator<Item = Bytes> + Unpin> Stream for Download<I> {
+    type Item = Result<Bytes, BodyError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let piece = self.pieces.next();
+        match &piece {
+            Some(piece) => self.bytes += piece.len() as u64,
+            None => {
+                if let Some(app) = self.app.take() {
+                    let bytes = self.bytes;
+                    // It is written to the disk: not on a thread that answers requests.
+                    drop(tokio::task::spawn_blocking(move || app.backups.note_fetched(now(), bytes)));
+                }
+            }
+        }
+        Poll::Ready(piece.map(Ok))
+    }
 }
 
 #[cfg(test)]
@@ -153,6 +202,14 @@ mod tests {
         assert_eq!(backups.all(), made[2..]);
         assert_eq!(backups.last()["file"], made[3].display().to_string());
         assert!(backups.rest(Duration::from_secs(60)) > Duration::from_secs(30));
+        let before = backups.last();
+        backups.note_fetched(Time::parse("2026-01-04T11:00:00Z").unwrap(), 7);
+        assert_eq!(backups.last(), before, "it is older");
+        let later = now().to_rfc3339();
+        let again = |backups: &Backups| Backups::new(backups.dir.clone(), config);
+        backups.note_fetched(Time::from_ms(now().as_ms() + 60_000), 7);
+        assert!(backups.last()["time"].as_str() > Some(&later) && backups.last()["bytes"] == 7);
+        assert_eq!(again(&backups).last(), backups.last(), "also after a start");
         replica.close().await;
         let file = std::fs::File::open(&made[3]).unwrap();
         dhow_store::restore(file, &dir.path().join("restored"), 1).unwrap();

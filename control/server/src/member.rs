@@ -198,13 +198,17 @@ impl MemberFile {
 
     pub(crate) fn save(&self, dir: &Path) -> Result<(), ServerError> {
         let text = serde_json::to_string_pretty(self).expect("a member's file is plain data");
-        pki::write(&dir.join(FILE), &text, 0o600)
+        pki::write(&dir.join(FILE), &text, dhow_files::Access::Private)
     }
 
     pub(crate) fn cluster(&self, dir: &Path) -> Result<ClusterId, ServerError> {
         self.cluster.parse().map_err(|why| ServerError::Member { path: dir.join(FILE), why })
     }
 }
+
+/// What there is to do for a member that was removed.
+pub(crate) const AFTER_REMOVAL: &str =
+    "remove its data directory, or move it away, and start it with `--join` to join anew";
 
 /// What may name a member: as a node, for it may be both.
 pub(crate) fn check_name(name: &str) -> Result<(), String> {

@@ -2,12 +2,11 @@
 //! certificates.
 
 use crate::ServerError;
+use dhow_files::Access;
 use dhow_gate::user::{CONTROL_NODES, CONTROL_USER_PREFIX, MASTERS, NODE_USER_PREFIX, NODES};
 use dhow_gate::write::ServiceRanges;
 use dhow_pki::{Ca, San, Subject};
-use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// How long certificates are valid: a year, as everywhere. They are renewed after two thirds of it.
@@ -38,8 +37,8 @@ pub(crate) fn keep_ca(data_dir: &Path, ca: &Ca) -> Result<(), ServerError> {
     let dir = data_dir.join(DIR);
     create_dir(&dir)?;
     // The certificate comes last: with it, the pair is complete.
-    write(&dir.join(CA_KEY), ca.key_pem(), 0o600)?;
-    write(&dir.join(CA_CERT), ca.cert_pem(), 0o644)
+    write(&dir.join(CA_KEY), ca.key_pem(), Access::Private)?;
+    write(&dir.join(CA_CERT), ca.cert_pem(), Access::Public)
 }
 
 /// This member's private key, made at first. It outlives its certificates: what a peer of QUIC recognises a node by that
@@ -52,7 +51,7 @@ pub(crate) fn server_key(data_dir: &Path) -> Result<String, ServerError> {
         return read(&path);
     }
     let key = dhow_pki::new_key()?;
-    write(&path, &key, 0o600)?;
+    write(&path, &key, Access::Private)?;
     Ok(key)
 }
 
@@ -65,19 +64,8 @@ fn read(path: &PathBuf) -> Result<String, ServerError> {
 }
 
 /// Writes all or nothing, and lastingly: the CA cannot be had again.
-pub(crate) fn write(path: &Path, text: &str, mode: u32) -> Result<(), ServerError> {
-    let fresh = path.with_extension("new");
-    let result = (|| {
-        let mut file = std::fs::OpenOptions::new().create(true).truncate(true).write(true).mode(mode).open(&fresh)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        std::fs::rename(&fresh, path)?;
-        if let Some(dir) = path.parent() {
-            std::fs::File::open(dir)?.sync_all()?;
-        }
-        Ok(())
-    })();
-    result.map_err(|source| ServerError::Io { path: path.to_owned(), source })
+pub(crate) fn write(path: &Path, text: &str, access: Access) -> Result<(), ServerError> {
+    dhow_files::write(path, text.as_bytes(), access).map_err(|source| ServerError::Io { path: path.to_owned(), source })
 }
 
 /// Who a control node is, to clients, agents and the other control nodes.
