@@ -69,6 +69,7 @@ async fn serve(server: &Server, kubeconfig: &Path) -> anyhow::Result<()> {
     tokio::select! {
         stopped = stop => stopped.context("waiting for signals"),
         () = keep_kubeconfig(server, kubeconfig) => Ok(()),
+        why = server.removed() => Err(why.into()),
     }
 }
 

@@ -107,6 +107,17 @@ impl App {
         ReplicaView(&self.replica)
     }
 
+    /// What to tell of a member that is none any more.
+    pub(crate) fn removed(&self) -> ServerError {
+        let dir = self.file.lock().unwrap_or_else(PoisonError::into_inner).0.clone();
+        let why = format!(
+            "belongs to the control node `{}`, which was removed from its cluster: {}",
+            self.member.name,
+            crate::member::AFTER_REMOVAL
+        );
+        ServerError::Place { dir, why }
+    }
+
     /// Whether this member leads.
     pub(crate) fn is_leader(&self) -> bool {
         lead::leads(&self.role.borrow())

@@ -102,12 +102,16 @@ fn endpoints(app: &App, status: &Status, members: &[Member]) -> Vec<(Member, boo
 
 /// Says it once, and aloud, when this member is none any more.
 pub(crate) async fn tell_removal(app: Arc<App>) {
-    let mut role = app.role.clone();
-    if let Some(Ok(_)) = app.machines_stop.or(role.wait_for(|now| now.role == Role::Removed)).await {
-        error!(
-            name = app.member.name,
-            "this control node was removed from its cluster: stop it and move its data directory away before it joins anew"
-        );
+    if app.machines_stop.or(until_removed(&app)).await.is_some() {
+        error!(name = app.member.name, "this control node was removed from its cluster: {}", member::AFTER_REMOVAL);
+    }
+}
+
+/// Waits until this member knows that it is none any more.
+pub(crate) async fn until_removed(app: &App) {
+    if app.role.clone().wait_for(|now| now.role == Role::Removed).await.is_err() {
+        // Its store has ended, so that nothing will be known any more.
+        std::future::pending().await
     }
 }
 

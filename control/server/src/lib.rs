@@ -15,7 +15,7 @@
 //! | sender, link, snapshot (`links`) | at stop | see there |
 //! | controllers, lead | at stop; rest while another member leads | begin anew from the present state |
 //! | expiry sweep | at stop | the next sweep does it |
-//! | members, removal, images, backups, certificate, kubeconfig | at stop | try again after a rest |
+//! | members, removal, strangers, images, backups, certificate, kubeconfig | at stop | try again after a rest |
 //! | stream to a node, port-forward | with their request; at stop | the client asks again |
 //!
 //! # Invariants
@@ -253,6 +253,13 @@ impl Server {
     /// What this control node is called among the others.
     pub fn name(&self) -> &str {
         &self.app.member.name
+    }
+
+    /// Waits until this control node has learnt that it was removed from its cluster: there is nothing left for it to
+    /// do, and the error says what to do next.
+    pub async fn removed(&self) -> ServerError {
+        lead::until_removed(&self.app).await;
+        self.app.removed()
     }
 
     /// The cluster CA's certificate.

@@ -15,7 +15,7 @@ use dhow_quic::Endpoint;
 use dhow_registry::Registry;
 use dhow_state::{Expect, Op, Txn};
 use dhow_store::{Replica, Start};
-use dhow_tasks::Tasks;
+use dhow_tasks::{Stop, Tasks};
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -111,15 +111,31 @@ async fn serve(
     link_tasks.spawn("node connections", accepting);
     settle(&app, is_founding).await?;
     let kubeconfig = kubeconfig::start(&app, &machines, &admin, bound);
-    run_machines(&app, &machines, controllers);
+    run_machines(&app, &machines, controllers, endpoint.strangers());
     let acceptor = TlsAcceptor::from(Arc::new(tls));
     tasks.spawn("accept", crate::serve::accept(listener, acceptor, app.clone(), tasks.clone(), tasks.stop_token()));
     info!(address = %bound, member = app.member.id, name = app.member.name, "serving the API");
     Ok(Server { app, bound, admin, kubeconfig, endpoint, tasks, machines, links: link_tasks.clone() })
 }
 
-fn run_machines(app: &Arc<App>, machines: &Tasks, controllers: dhow_controllers::Config) {
+/// Says once that members or agents of another cluster call here, and what to do about it.
+async fn tell_strangers(mut strangers: watch::Receiver<u64>, stop: Stop) {
+    if let Some(Ok(_)) = stop.or(strangers.wait_for(|count| *count > 0)).await {
+        warn!(
+            "a member or agent of another cluster calls here: if this machine is to join that cluster, remove the data \
+             directory and start with `--join`; if this cluster has taken the place of that one, its agents must join anew"
+        );
+    }
+}
+
+fn run_machines(
+    app: &Arc<App>,
+    machines: &Tasks,
+    controllers: dhow_controllers::Config,
+    strangers: watch::Receiver<u64>,
+) {
     machines.spawn("members", lead::follow_members(app.clone()));
+    machines.spawn("strangers", tell_strangers(strangers, app.machines_stop.clone()));
     machines.spawn("removal", lead::tell_removal(app.clone()));
     machines.spawn("certificate", certs::keep_fresh(app.clone()));
     if app.member.witness {
@@ -145,12 +161,16 @@ async fn settle(app: &Arc<App>, is_founding: bool) -> Result<(), ServerError> {
     if app.member.witness {
         return Ok(());
     }
-    let caught_up = async {
+    let caught_up = tokio::time::timeout(WAIT_FOR_OTHERS, async {
         while app.replica.barrier().await.is_err() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    });
+    let in_time = tokio::select! {
+        () = lead::until_removed(app) => return Err(app.removed()),
+        caught_up = caught_up => caught_up.is_ok(),
     };
-    if tokio::time::timeout(WAIT_FOR_OTHERS, caught_up).await.is_err() {
+    if !in_time {
         warn!("the other control nodes are not reached yet; requests wait until more than half of all are up");
     }
     Ok(())

@@ -170,7 +170,7 @@ async fn what_one_acknowledges_all_show_and_two_go_on_without_the_third() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_are_listed_promoted_and_removed() {
-    let trio = Trio::start().await;
+    let mut trio = Trio::start().await;
     for at in 0..3 {
         let list =
             trio.until(at, "all are listed", |list| list["members"].as_array().is_some_and(|all| all.len() == 3)).await;
@@ -191,6 +191,12 @@ async fn members_are_listed_promoted_and_removed() {
     admin(trio.server((leader + 2) % 3)).json(Method::DELETE, &path, None).await.unwrap();
     trio.until(leader, "two are left", |list| list["members"].as_array().unwrap().len() == 2).await;
     client.create(CONFIG_MAPS, &config_map("two-are-enough")).await.unwrap();
+    // It learns of it, now and at every later start.
+    let why = tokio::time::timeout(PATIENCE, trio.server(victim).removed()).await.unwrap().to_string();
+    assert!(why.contains("which was removed from its cluster: remove its data directory"), "{why}");
+    trio.servers[victim].take().unwrap().stop().await;
+    let again = config(trio.dirs[victim].path(), &format!("m{}", victim + 1), anywhere());
+    assert_eq!(Server::start(again).await.err().unwrap().to_string(), why);
     // The leader goes as well as any other.
     let next = (leader + 2) % 3;
     let path = format!("/dhow/v1/members/m{}", leader + 1);
@@ -284,6 +290,12 @@ async fn a_restored_cluster_does_not_mix_with_the_one_that_it_comes_from() {
     let client = admin(trio.server(leader));
     let backup = client.request(Method::GET, "/dhow/v1/backup", "*/*", None).await.unwrap().body;
     // Where one of the old members was, another cluster is now, with the same CA and the same numbers.
+    let told = admin(trio.server(leader));
+    let fetched = |status: &Value| status["lastBackup"]["bytes"] == backup.len();
+    while !fetched(&told.get("/dhow/v1/status").await.unwrap()) {
+        // It is noted a moment after its last byte.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let bind = trio.server(0).local_addr();
     trio.servers[0].take().unwrap().stop().await;
     let dir = tempfile::tempdir().unwrap();
