@@ -106,16 +106,16 @@ async fn tables(args: &Args, session: &Session, queries: &[(&Resource, Option<St
     let several = queries.windows(2).any(|pair| pair[0].0 != pair[1].0);
     let mut shown = 0;
     let mut refused = Vec::new();
+    let mut last_kind: Option<&Resource> = None;
     let mut rows: Vec<Vec<String>> = Vec::new();
-    for (index, (resource, name)) in queries.iter().enumerate() {
+    for (resource, name) in queries {
         let path = path(args, session, resource, name.as_deref());
         let Some(mut table) = found(args, fetch_table(session, &path).await, &mut refused) else { continue };
         if let (Some(path), Some(rows)) = (&args.sort_by, table["rows"].as_array_mut()) {
             let objects: Vec<&Tree> = rows.iter().map(|row| &row["object"]).collect();
             *rows = sort::order(&objects, path)?.into_iter().map(|place| rows[place].clone()).collect();
         }
-        let new_kind = index == 0 || queries[index - 1].0 != *resource;
-        if new_kind {
+        if last_kind.replace(*resource) != Some(*resource) {
             shown += flush(&mut rows, shown);
             if !args.no_headers && table["rows"].as_array().is_some_and(|rows| !rows.is_empty()) {
                 rows.push(heading(args, resource, &table));
