@@ -24,6 +24,9 @@ const EAGER_WATCHERS: usize = 1_000;
 const EAGER_WRITES: u64 = 300;
 const EAGER_WRITERS: u64 = 4;
 
+/// Pieces that wait to be counted. The watches behind it wait then, as slow clients do.
+const TOLD_MAX: usize = 65_536;
+
 /// How long deliveries may take in all.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -33,7 +36,7 @@ pub(crate) async fn measure(dir: &Path) -> anyhow::Result<()> {
 }
 
 /// Opens a watch and hands over how many events each piece of its stream has; the pieces are counted, not parsed.
-async fn watch(client: Client, path: String, told: mpsc::UnboundedSender<(Instant, u64)>) -> anyhow::Result<()> {
+async fn watch(client: Client, path: String, told: mpsc::Sender<(Instant, u64)>) -> anyhow::Result<()> {
     let answer = client.stream(Method::GET, &path, "application/json", None).await?;
     if !answer.status().is_success() {
         bail!("the watch is refused: {}", answer.status());
@@ -43,7 +46,7 @@ async fn watch(client: Client, path: String, told: mpsc::UnboundedSender<(Instan
         while let Some(Ok(frame)) = body.frame().await {
             let events = frame.data_ref().map_or(0, |data| data.iter().filter(|byte| **byte == b'\n').count());
             // The measurement may be over.
-            let _ = told.send((Instant::now(), events as u64));
+            let _ = told.send((Instant::now(), events as u64)).await;
         }
     });
     Ok(())
@@ -53,7 +56,7 @@ async fn open_all(
     ours: &Ours,
     count: usize,
     path: impl Fn(usize) -> String,
-    told: &mpsc::UnboundedSender<(Instant, u64)>,
+    told: &mpsc::Sender<(Instant, u64)>,
 ) -> anyhow::Result<()> {
     let mut client = ours.client()?;
     for number in 0..count {
@@ -67,7 +70,7 @@ async fn open_all(
 
 async fn few_of_many(dir: &Path) -> anyhow::Result<()> {
     let ours = Ours::start(1, dir).await?;
-    let (sender, mut told) = mpsc::unbounded_channel();
+    let (sender, mut told) = mpsc::channel(TOLD_MAX);
     let path = |number: usize| {
         let node = number / INTERESTED;
         format!("/api/v1/pods?watch=true&resourceVersion=0&fieldSelector=spec.nodeName%3Dnode-{node}")
@@ -105,7 +108,7 @@ async fn few_of_many(dir: &Path) -> anyhow::Result<()> {
 
 async fn all_of_many(dir: &Path) -> anyhow::Result<()> {
     let ours = Ours::start(1, dir).await?;
-    let (sender, mut told) = mpsc::unbounded_channel();
+    let (sender, mut told) = mpsc::channel(TOLD_MAX);
     let path = |_| "/api/v1/namespaces/bench/configmaps?watch=true&resourceVersion=0".to_owned();
     open_all(&ours, EAGER_WATCHERS, path, &sender).await?;
     let replica = ours.replica();

@@ -88,6 +88,9 @@ impl Log {
         let shared = Arc::new(Shared::default());
         shared.room.store(wal.room(), Ordering::Relaxed);
         shared.bytes.store(wal.bytes(), Ordering::Relaxed);
+        // No limit of its own, for whoever sends must not wait for the disk. Consensus is the limit: a leader keeps 64 MiB
+        // uncommitted, and sends a follower no more than 64 messages of 1 MiB that are not answered, which is after
+        // they are durable.
         let (jobs, queue) = mpsc::channel();
         let writer = Arc::new(Mutex::new(Writer { shared: shared.clone(), wal, noted: None }));
         let worker = writer.clone();

@@ -13,11 +13,12 @@
 //! once.
 
 use crate::error::OpenError;
-use crate::lock::Lock;
+use crate::lock;
 use crate::objects::{Image, Objects};
 use crate::replica::{Config, Start};
 use crate::wal::{Batch, Checkpoint, Contents, Wal, damaged, failed, sync_dir};
 use dhow_consensus::{Members, Position, Restored};
+use dhow_files::Lock;
 use dhow_state::State;
 use dhow_types::Revision;
 use std::fs;
@@ -49,7 +50,7 @@ struct Loaded {
 pub(crate) fn recover(config: &Config) -> Result<Recovered, OpenError> {
     let dir = &config.dir;
     fs::create_dir_all(dir).map_err(failed("creating", dir))?;
-    let lock = Lock::take(dir)?;
+    let lock = lock::take(dir)?;
     Objects::settle(dir)?;
     let (log, database) = (dir.join("wal"), Objects::path(dir));
     let had_log = Wal::exists(&log)?;
