@@ -183,7 +183,7 @@ mod tests {
     fn plain_documents_name_groups_and_resources() {
         let list = api_group_list();
         let names: Vec<&str> = meta::list(&list, "groups").iter().map(|group| meta::text(group, "name")).collect();
-        assert_eq!(names, ["apps", "coordination.k8s.io", "discovery.k8s.io"]);
+        assert_eq!(names, ["apps", "coordination.k8s.io", "discovery.k8s.io", "storage.k8s.io"]);
         assert_eq!(
             api_group("apps").unwrap().to_string(),
             r#"{"kind":"APIGroup","apiVersion":"v1","name":"apps","versions":[{"groupVersion":"apps/v1","version":"v1"}],"preferredVersion":{"groupVersion":"apps/v1","version":"v1"}}"#

@@ -232,6 +232,33 @@ fn what_is_set_once_stays() {
             json!({"spec": {"podCIDR": "10.64.64.0/18"}}),
             &["spec.podCIDR: Forbidden: node updates may not change podCIDR except from \"\" to valid"],
         ),
+        ("persistentvolumeclaim", json!({"spec": {"volumeName": "pv1", "storageClassName": "local"}}), &[]),
+        (
+            "persistentvolumeclaim",
+            json!({"spec": {"accessModes": ["ReadOnlyMany"], "resources": {"requests": {"storage": "2Gi"}}}}),
+            &[
+                "spec.resources.requests: Forbidden: only dynamically provisioned pvc can be resized",
+                "spec: Forbidden: spec is immutable after creation except resources.requests",
+            ],
+        ),
+        ("persistentvolume", json!({"spec": {"claimRef": {"namespace": "default", "name": "data"}}}), &[]),
+        (
+            "persistentvolume",
+            json!({"spec": {"hostPath": {"path": "/other"}, "volumeMode": "Block"}}),
+            &[
+                "spec.persistentvolumesource: Forbidden: spec.persistentvolumesource is immutable after creation",
+                "spec.volumeMode: Invalid value: \"Block\": field is immutable",
+            ],
+        ),
+        (
+            "storageclass",
+            json!({"provisioner": "x/y", "reclaimPolicy": "Retain", "parameters": {"a": "b"}}),
+            &[
+                "parameters: Forbidden: updates to parameters are forbidden.",
+                "provisioner: Forbidden: updates to provisioner are forbidden.",
+                "reclaimPolicy: Forbidden: updates to reclaimPolicy are forbidden.",
+            ],
+        ),
         (
             "endpointslice",
             json!({"addressType": "FQDN", "endpoints": []}),

@@ -16,11 +16,15 @@ mod event;
 mod lease;
 mod namespace;
 mod node;
+mod persistentvolume;
+mod persistentvolumeclaim;
 mod pod;
 mod replicaset;
 mod secret;
 mod service;
 mod serviceaccount;
+mod storageclass;
+mod volumes;
 mod workload;
 
 pub use configmap::CONFIG_MAP;
@@ -31,11 +35,14 @@ pub use event::EVENT;
 pub use lease::LEASE;
 pub use namespace::NAMESPACE;
 pub use node::NODE;
+pub use persistentvolume::PERSISTENT_VOLUME;
+pub use persistentvolumeclaim::PERSISTENT_VOLUME_CLAIM;
 pub use pod::POD;
 pub use replicaset::REPLICA_SET;
 pub use secret::SECRET;
 pub use service::SERVICE;
 pub use serviceaccount::SERVICE_ACCOUNT;
+pub use storageclass::{STORAGE_CLASS, is_default as is_default_class};
 
 /// Everything that is particular to one kind of object.
 pub struct Kind {
@@ -313,12 +320,14 @@ fn with_group(name: &str, group: &str) -> String {
 
 /// All kinds, core group first, in discovery's order.
 pub fn all() -> &'static [&'static Kind] {
-    static ALL: [&Kind; 13] = [
+    static ALL: [&Kind; 16] = [
         &CONFIG_MAP,
         &ENDPOINTS,
         &EVENT,
         &NAMESPACE,
         &NODE,
+        &PERSISTENT_VOLUME_CLAIM,
+        &PERSISTENT_VOLUME,
         &POD,
         &SECRET,
         &SERVICE_ACCOUNT,
@@ -327,6 +336,7 @@ pub fn all() -> &'static [&'static Kind] {
         &REPLICA_SET,
         &LEASE,
         &ENDPOINT_SLICE,
+        &STORAGE_CLASS,
     ];
     &ALL
 }

@@ -16,6 +16,7 @@ mod volumes;
 pub(super) use container::port_or_name;
 use defaults::qos_class;
 pub(super) use validate::template;
+pub(super) use volumes::host_path;
 
 /// Pod.
 pub static POD: Kind = Kind {

@@ -72,7 +72,8 @@ fn empty_dir(path: &Path<'_>, source: &Tree, faults: &mut Faults) {
     }
 }
 
-fn host_path(path: &Path<'_>, source: &Tree, faults: &mut Faults) {
+/// Finds the faults of a `hostPath`.
+pub(in crate::kinds) fn host_path(path: &Path<'_>, source: &Tree, faults: &mut Faults) {
     let host = meta::text(source, "path");
     if host.is_empty() {
         faults.push(Fault::required(path.field("path"), ""));
@@ -152,16 +153,51 @@ fn downward(path: &Path<'_>, source: &Tree, faults: &mut Faults) {
 fn projected(path: &Path<'_>, source: &Tree, faults: &mut Faults) {
     mode(&path.field("defaultMode"), meta::int(source, "defaultMode"), faults);
     let sources = path.field("sources");
+    let mut taken = BTreeSet::new();
     for (i, entry) in meta::list(source, "sources").iter().enumerate() {
         let path = sources.index(i);
-        for (name, projection) in entry.as_object().into_iter().flatten() {
+        let given = entry.as_object().into_iter().flatten().filter(|(_, projection)| !projection.is_null());
+        for (count, (name, projection)) in given.enumerate() {
             let path = path.field(name);
+            if count > 0 {
+                faults.push(Fault::forbidden(path, "may not specify more than 1 volume type per source"));
+                continue;
+            }
             match name.as_str() {
                 "secret" | "configMap" => files(&path, projection, "name", faults),
                 "downwardAPI" => downward(&path, projection, faults),
-                "serviceAccountToken" => required(&path, projection, "path", faults),
+                "serviceAccountToken" => token(&path, projection, faults),
                 _ => {}
             }
+            for file in chosen_paths(projection) {
+                if !taken.insert(file) {
+                    let words = "conflicting duplicate paths";
+                    faults.push(Fault::invalid(path, file, words));
+                }
+            }
         }
+    }
+}
+
+/// The paths that a source names itself; those that follow from the keys of an object are not known yet.
+fn chosen_paths(projection: &Tree) -> impl Iterator<Item = &str> {
+    let items = meta::list(projection, "items").iter().map(|item| meta::text(item, "path"));
+    items.chain([meta::text(projection, "path")]).filter(|path| !path.is_empty())
+}
+
+/// How long a token of a ServiceAccount is good for, at the least and at the most.
+const TOKEN_SECONDS: (i64, i64) = (600, 1 << 32);
+
+fn token(path: &Path<'_>, source: &Tree, faults: &mut Faults) {
+    file_path(&path.field("path"), meta::text(source, "path"), faults);
+    let at = path.field("expirationSeconds");
+    match meta::int(source, "expirationSeconds") {
+        Some(seconds) if seconds < TOKEN_SECONDS.0 => {
+            faults.push(Fault::invalid(at, seconds, "may not specify a duration less than 10 minutes"));
+        }
+        Some(seconds) if seconds > TOKEN_SECONDS.1 => {
+            faults.push(Fault::invalid(at, seconds, "may not specify a duration larger than 2^32 seconds"));
+        }
+        _ => {}
     }
 }
