@@ -37,7 +37,7 @@ pub use namespace::NAMESPACE;
 pub use node::NODE;
 pub use persistentvolume::PERSISTENT_VOLUME;
 pub use persistentvolumeclaim::PERSISTENT_VOLUME_CLAIM;
-pub use pod::POD;
+pub use pod::{POD, serving as http_serving};
 pub use replicaset::REPLICA_SET;
 pub use secret::SECRET;
 pub use service::SERVICE;

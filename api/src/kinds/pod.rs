@@ -9,6 +9,7 @@ use crate::{Tree, meta};
 mod container;
 pub(super) mod defaults;
 mod print;
+pub mod serving;
 mod update;
 mod validate;
 mod volumes;
@@ -43,7 +44,10 @@ pub static POD: Kind = Kind {
     prepare_create,
     prepare_update: super::keep_status,
     prepare_status,
-    validate: |tree, faults| validate::spec(&Path::root("spec"), tree.get("spec").unwrap_or(&Tree::Null), faults),
+    validate: |tree, faults| {
+        validate::spec(&Path::root("spec"), tree.get("spec").unwrap_or(&Tree::Null), faults);
+        serving::validate(&Path::root("metadata.annotations"), tree, faults);
+    },
     validate_update: update::validate,
     columns: COLUMNS,
     cells: print::cells,

@@ -58,6 +58,8 @@ const WRITES_MAX: usize = 48;
 const PROBES_MAX: usize = 256;
 /// How often the content of ConfigMap, Secret and other volumes is looked at again, as a kubelet does.
 const VOLUMES_EVERY: Duration = Duration::from_secs(60);
+/// Where an attempt keeps what its program stores in no volume, among the files of its own.
+const STORES: &str = "stores";
 /// The pause after a panic of the loop, so that a pod that causes one each time does not keep the node busy.
 const AFTER_PANIC: Duration = Duration::from_secs(5);
 /// A container's log is rotated at this size, as a kubelet does, and so many files are kept.
@@ -584,6 +586,7 @@ pub(crate) async fn container_spec(
     let private = shared.layout.private(&at.uid, &at.container, attempt);
     let private = private.ok_or_else(|| StartFault::Config(format!("bad container name `{}`", at.container)))?;
     let own = files::own_files(pod, container, ip);
+    let stores = private.join(STORES);
     let view = if plans.is_empty() {
         look(&private, volumes, &plans, own)
     } else {
@@ -594,7 +597,8 @@ pub(crate) async fn container_spec(
     };
     let view = view.map_err(StartFault::Config)?;
     let files = (view.mounts.clone(), view.scratch.clone());
-    Ok((spec::container_spec(pod, container, attempt, env, files), view))
+    let spec = spec::container_spec(pod, container, attempt, env, files);
+    Ok((ContainerSpec { stores: Some(stores), ..spec }, view))
 }
 
 /// What a container with these mounts sees.

@@ -187,7 +187,7 @@ fn group(private: &Path, parent: &str, files: &[(&str, &Mount)]) -> Result<Mount
             Err(error) => return Err(failed(error)),
         }
     }
-    Ok(Mount { host: dir, guest: parent.to_owned(), read_only })
+    Ok(Mount { host: dir, guest: parent.to_owned(), read_only, volume: None })
 }
 
 /// `/etc/app/x.conf` → `/etc/app`, `x.conf`.
@@ -226,7 +226,7 @@ mod tests {
     }
 
     fn mount(host: &Path, guest: &str, read_only: bool) -> Mount {
-        Mount { host: host.to_owned(), guest: guest.to_owned(), read_only }
+        Mount { host: host.to_owned(), guest: guest.to_owned(), read_only, volume: None }
     }
 
     /// Where the guest sees directories of the container's own, and the files in them.

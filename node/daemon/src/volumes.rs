@@ -178,7 +178,8 @@ pub(crate) fn mount(volume: &Path, plan: &MountPlan) -> Result<Mount, DiskError>
         fs::create_dir_all(volume).map_err(io_at(volume))?;
     }
     let host = if plan.sub_path.is_empty() { volume.to_owned() } else { sub_path(volume, plan)? };
-    Ok(Mount { host, guest: plan.guest.clone(), read_only: plan.read_only })
+    let volume = Some(plan.volume.clone());
+    Ok(Mount { host, guest: plan.guest.clone(), read_only: plan.read_only, volume })
 }
 
 /// A guest may have made links in a volume: what they lead to must lie inside of it, before anything is made there.

@@ -5,6 +5,7 @@
 
 use dhow_types::{Time, Uid};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -40,6 +41,14 @@ pub struct ContainerSpec {
     pub cpu_limit_m: Option<u32>,
     /// TCP ports that an HTTP container serves; empty means [`HTTP_PORT_DEFAULT`].
     pub http_ports: Vec<u16>,
+    /// How the instances of an HTTP container are used.
+    pub http: HttpServing,
+    /// The node's name.
+    pub node: String,
+    /// The Pod's labels when the container was started.
+    pub labels: BTreeMap<String, String>,
+    /// Where this start of the container may keep what it stores in no volume; made when it is first needed.
+    pub stores: Option<PathBuf>,
     /// The Pod's host name.
     pub hostname: String,
     /// Whether a client may attach to the program's standard input, which else is at its end.
@@ -57,6 +66,23 @@ pub struct Mount {
     pub guest: String,
     /// Whether writes fail.
     pub read_only: bool,
+    /// The Pod's name for the volume, if it is one.
+    pub volume: Option<String>,
+}
+
+/// How the instances of an HTTP container are used. By default each request gets an instance of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HttpServing {
+    /// Requests that one instance answers before another takes its place.
+    pub reuse: u32,
+    /// Requests that one instance answers at a time; more than one only in WASI 0.3.
+    pub concurrency: u32,
+}
+
+impl Default for HttpServing {
+    fn default() -> Self {
+        Self { reuse: 1, concurrency: 1 }
+    }
 }
 
 /// A directory that a container has for itself. It is made, with these files, when a guest first asks which directories
@@ -76,7 +102,7 @@ pub struct Scratch {
 pub enum EntryPoint {
     /// `wasi:cli/run`, or `_start` of an adapted preview 1 module: runs once, to its end.
     Command,
-    /// `wasi:http/incoming-handler`: the node listens and calls it for each request.
+    /// `wasi:http/incoming-handler` (0.2) or `wasi:http/handler` (0.3): the node listens and calls it for each request.
     Http,
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use dhow_engine::{Config, Container, Engine, Io, LoadError, Program};
 use dhow_mesh::Update;
-use dhow_runtime_contract::{ContainerSpec, EntryPoint, Exit, ExitReason, LogConfig, Mount, Scratch};
+use dhow_runtime_contract::{ContainerSpec, EntryPoint, Exit, ExitReason, HttpServing, LogConfig, Mount, Scratch};
 use dhow_switch::{NodePortEvent, NodePorts, PodIdentity, PodNet, Switch};
 use dhow_types::{NodeName, Uid};
 use http_body_util::{BodyExt, Empty, Full};
@@ -106,6 +106,10 @@ fn spec(args: &[&str]) -> ContainerSpec {
         memory_limit: None,
         cpu_limit_m: None,
         http_ports: Vec::new(),
+        http: HttpServing::default(),
+        node: "n1".to_owned(),
+        labels: [("app".to_owned(), "test".to_owned())].into(),
+        stores: None,
         hostname: "pod".to_owned(),
         stdin: false,
         tty: false,
@@ -236,7 +240,12 @@ async fn mounts_are_seen_and_read_only_ones_are_not_written() {
     std::fs::write(dir.path().join("in"), "content").unwrap();
     let tool = tool().await;
     let with = |read_only, args: &[&str]| {
-        let mounts = vec![Mount { host: dir.path().to_owned(), guest: "/data".to_owned(), read_only }];
+        let mounts = vec![Mount {
+            host: dir.path().to_owned(),
+            guest: "/data".to_owned(),
+            read_only,
+            volume: Some("data".to_owned()),
+        }];
         ContainerSpec { mounts, ..spec(args) }
     };
     assert_eq!(run(&tool, with(true, &["tool", "read", "/data/in"])).await.1, "content\n");

@@ -57,8 +57,12 @@ impl Late {
                 return None;
             }
         }
-        let scratch =
-            self.scratch.iter().map(|s| Mount { host: s.host.clone(), guest: s.guest.clone(), read_only: false });
+        let scratch = self.scratch.iter().map(|s| Mount {
+            host: s.host.clone(),
+            guest: s.guest.clone(),
+            read_only: false,
+            volume: None,
+        });
         let all: Vec<_> = self.mounts.iter().cloned().chain(scratch).collect();
         match open(&all) {
             Ok(opened) => Some(opened),
@@ -130,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_mount_must_be_a_directory_and_the_message_does_not_name_the_hosts_path() {
-        let mount = |host: &str| Mount { host: host.into(), guest: "/x".into(), read_only: true };
+        let mount = |host: &str| Mount { host: host.into(), guest: "/x".into(), read_only: true, volume: None };
         assert!(open(&[mount("/")]).is_ok());
         for host in ["/does/not/exist", "/dev/null"] {
             let Err(error) = open(&[mount(host)]) else { panic!("{host} was mounted") };

@@ -1,6 +1,6 @@
 //! The faults of a pod's spec, in upstream's words and order.
 
-use super::{container, volumes};
+use super::{container, serving, volumes};
 use crate::field::{Fault, Faults, Path};
 use crate::{Tree, meta, validate};
 
@@ -10,6 +10,7 @@ const EFFECTS: &[&str] = &["NoSchedule", "PreferNoSchedule", "NoExecute"];
 /// The faults of a pod template; `path` is the template's.
 pub(in crate::kinds) fn template(path: &Path<'_>, template: &Tree, faults: &mut Faults) {
     validate::template_meta(&path.field("metadata"), template, faults);
+    serving::validate(&path.field("metadata").field("annotations"), template, faults);
     spec(&path.field("spec"), template.get("spec").unwrap_or(&Tree::Null), faults);
 }
 

@@ -1,7 +1,10 @@
 //! What the runtime is told about a container.
 
+use std::collections::BTreeMap;
+
+use dhow_api::kinds::http_serving;
 use dhow_api::quantity::Quantity;
-use dhow_runtime_contract::{ContainerSpec, Mount, Scratch};
+use dhow_runtime_contract::{ContainerSpec, HttpServing, Mount, Scratch};
 use dhow_types::Uid;
 use k8s_openapi::api::core::v1::{Container, Pod};
 
@@ -43,10 +46,28 @@ pub fn container_spec(
             .filter(|p| p.protocol.as_deref().is_none_or(|protocol| protocol == "TCP"))
             .filter_map(|p| u16::try_from(p.container_port).ok())
             .collect(),
+        http: serving(meta.annotations.as_ref()),
+        node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
+        labels: meta.labels.clone().unwrap_or_default(),
+        stores: None,
         hostname: env::hostname(pod),
         stdin: container.stdin == Some(true),
         tty: container.tty == Some(true),
         env,
+    }
+}
+
+/// How the pod says that its HTTP containers serve. The API admits no other values than these; what came by another way
+/// and makes no sense counts as not said.
+fn serving(annotations: Option<&BTreeMap<String, String>>) -> HttpServing {
+    let number = |name: &str| {
+        let value = annotations?.get(name)?.parse().ok()?;
+        (1..=http_serving::HTTP_NUMBER_MAX).contains(&value).then_some(value)
+    };
+    let default = HttpServing::default();
+    HttpServing {
+        reuse: number(http_serving::HTTP_REUSE).unwrap_or(default.reuse),
+        concurrency: number(http_serving::HTTP_CONCURRENCY).unwrap_or(default.concurrency),
     }
 }
 
@@ -100,5 +121,14 @@ mod tests {
         let spec = container_spec(&pod, &container, 3, Vec::new(), Default::default());
         assert_eq!((spec.memory_limit, spec.cpu_limit_m), (Some(64 << 20), Some(250)));
         assert_eq!((spec.http_ports, spec.hostname, spec.attempt), (vec![80], "web".to_owned(), 3));
+        assert_eq!(spec.http, HttpServing { reuse: 1, concurrency: 1 });
+        let annotated = |reuse: &str, concurrency: &str| {
+            let of = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+            let map =
+                BTreeMap::from([of(http_serving::HTTP_REUSE, reuse), of(http_serving::HTTP_CONCURRENCY, concurrency)]);
+            serving(Some(&map))
+        };
+        assert_eq!(annotated("128", "16"), HttpServing { reuse: 128, concurrency: 16 });
+        assert_eq!(annotated("0", "many"), HttpServing::default());
     }
 }
