@@ -11,7 +11,7 @@
 
 mod act;
 
-use crate::error::WriteError;
+use crate::error::{Failure, WriteError};
 use crate::flusher::Flusher;
 use crate::image::Image;
 use crate::log::Log;
@@ -25,6 +25,7 @@ use dhow_state::{Applied, HistoryMax, Prepared, State};
 use dhow_types::{Machine, Revision, Time};
 use std::collections::{BTreeMap, VecDeque};
 use std::mem;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
@@ -117,6 +118,9 @@ pub(crate) struct Driver {
     pub(crate) requests: mpsc::Receiver<Request>,
     pub(crate) inbox: mpsc::Receiver<FromPeer>,
     pub(crate) role: watch::Sender<RoleNow>,
+    /// Set once the store cannot go on.
+    pub(crate) failure: watch::Sender<Option<Failure>>,
+    pub(crate) dir: Arc<Path>,
     pub(crate) lock: Lock,
     pub(crate) clock: Instant,
     pub(crate) work: Work,

@@ -27,7 +27,7 @@ pub enum OpenError {
         source: io::Error,
     },
     /// Bytes that we wrote are not what we wrote.
-    #[error("`{}` is damaged: {what}; this member's data cannot be trusted. If other members are up, remove this one there with `dhow member remove`, move its data directory away and join anew with `dhow server --join`; if not, `dhow restore` a backup", path.display())]
+    #[error("`{}` is damaged: {what}; this member's data cannot be trusted", path.display())]
     Damaged {
         /// Which file.
         path: PathBuf,
@@ -54,6 +54,16 @@ pub enum OpenError {
         /// Who wants it.
         wanted: u64,
     },
+}
+
+/// Why a running store cannot go on: it answers reads and does nothing else. Its process should end.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{why}")]
+pub struct Failure {
+    /// What happened, and what to do if the data is still good.
+    pub why: String,
+    /// The data cannot be trusted any more, and every later start says so, too.
+    pub is_loss: bool,
 }
 
 /// Why a snapshot was not taken in, or a backup not restored.

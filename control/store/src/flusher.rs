@@ -8,8 +8,10 @@
 //! log then holds what is not flushed, until it cannot grow either and writes are refused.
 
 use crate::objects::{Dirty, Objects};
+use crate::replica::panic_text;
 use crate::wal::Checkpoint;
 use dhow_state::{Change, Object};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -83,7 +85,12 @@ impl Flusher {
     pub(crate) fn start(objects: Objects, disk: Disk) -> std::io::Result<Self> {
         let shared = Arc::new(Shared { pending: Mutex::default(), changed: Condvar::new(), done: Notify::new() });
         let worker = shared.clone();
-        let work = move || worker.run(objects, &disk);
+        let work = move || {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| worker.run(objects, &disk))) {
+                worker.lock().result = Some(Err(format!("its thread panicked: {}", panic_text(&*panic))));
+                worker.done.notify_one();
+            }
+        };
         let thread = std::thread::Builder::new().name("dhow-objects".into()).spawn(work)?;
         Ok(Self { shared, thread: Some(thread) })
     }

@@ -7,6 +7,9 @@
 //! end    = FFFFFFFF | crc u32 of all until here          all little endian
 //! ```
 //!
+//! An image of format 2 is a bare one: it ends behind the head. A witness gets it, which needs to know where the state
+//! stands and who the members are there, and must not see the objects.
+//!
 //! An image is taken by cloning references under one lock; the bytes are made as they are asked for. A reader trusts
 //! nothing until the end has come, the checksum is right, and the objects have the hash that the head names.
 
@@ -17,8 +20,11 @@ use dhow_types::{Revision, Time};
 use std::sync::Arc;
 use std::vec;
 
-/// The format that this version writes and the newest that it reads.
-const FORMAT: u32 = 1;
+/// The format of a whole image.
+const WHOLE: u32 = 1;
+
+/// The format of a bare one, and the newest that this version reads.
+const BARE: u32 = 2;
 
 const MAGIC: &[u8; 8] = b"DHOWIMG\n";
 
@@ -61,6 +67,7 @@ pub(crate) struct Head {
     pub(crate) hash: u64,
     pub(crate) members: Members,
     count: u64,
+    bare: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +84,7 @@ pub enum ImageError {
     #[error("it does not begin as a snapshot does; was another file meant?")]
     Foreign,
     /// Written by a version that this one does not know.
-    #[error("it has format {found}, this version reads {FORMAT}: run a newer dhow")]
+    #[error("it has format {found}, this version reads {BARE}: run a newer dhow")]
     Newer {
         /// Its format.
         found: u32,
@@ -85,6 +92,9 @@ pub enum ImageError {
     /// It ends in the middle.
     #[error("it is cut short: take a whole copy of it")]
     Short,
+    /// Made for a witness.
+    #[error("it holds no objects, for it was made for a witness")]
+    Bare,
     /// The bytes are not what was written.
     #[error("it is damaged: {0}; take another copy of it")]
     Damaged(&'static str),
@@ -96,9 +106,17 @@ impl Snapshot {
         let objects: Vec<_> = state.iter().cloned().collect();
         let bytes = objects.iter().map(|object| object.json().len() + RECORD_HEAD + 64).sum();
         let (revision, hash, count) = (state.revision(), state.hash(), objects.len() as u64);
-        let head = Head { position, revision, hash, members, count };
+        let head = Head { position, revision, hash, members, count, bare: false };
         let (objects, rest) = (objects.into_iter(), Bytes::new());
         Self { head, message: None, objects, rest, bytes, crc: 0, stage: Stage::Head }
+    }
+
+    /// The same without any objects.
+    pub(crate) fn bare(state: &State, position: Position, members: Members) -> Self {
+        let (revision, hash) = (state.revision(), state.hash());
+        let head = Head { position, revision, hash, members, count: 0, bare: true };
+        let objects = Vec::new().into_iter();
+        Self { head, message: None, objects, rest: Bytes::new(), bytes: 0, crc: 0, stage: Stage::Head }
     }
 
     /// The same on its way to a member, with what consensus there has to know.
@@ -127,10 +145,10 @@ impl Snapshot {
     }
 
     fn put_head(&mut self, out: &mut BytesMut) {
-        let Head { position, revision, hash, members, count } = &self.head;
+        let Head { position, revision, hash, members, count, bare } = &self.head;
         let members = members.encode();
         out.put_slice(MAGIC);
-        out.put_u32_le(FORMAT);
+        out.put_u32_le(if *bare { BARE } else { WHOLE });
         out.put_u32_le((40 + members.len()) as u32);
         [position.index, position.term, revision.0, *hash, *count].iter().for_each(|word| out.put_u64_le(*word));
         out.put_slice(&members);
@@ -196,7 +214,10 @@ fn put_object(out: &mut BytesMut, object: &Object) {
 pub(crate) struct Image {
     pub(crate) position: Position,
     pub(crate) members: Members,
+    /// Empty if the image is bare.
     pub(crate) state: State,
+    /// There are objects, and the image does not show them.
+    pub(crate) is_bare: bool,
 }
 
 /// Reads a stream, in whatever pieces it comes.
@@ -230,15 +251,19 @@ impl Reader {
 
     /// The image, if all of it has come.
     pub(crate) fn finish(self, history_max: HistoryMax) -> Result<Image, ImageError> {
-        let (Some(Head { position, revision, hash, members, count }), true) = (self.head, self.ended) else {
+        let (Some(Head { position, revision, hash, members, count, bare }), true) = (self.head, self.ended) else {
             return Err(ImageError::Short);
         };
         let found = self.objects.len() as u64;
+        if bare && found == 0 {
+            let state = State::restore(history_max, position.index, Revision(0), []);
+            return Ok(Image { position, members, state, is_bare: true });
+        }
         let state = State::restore(history_max, position.index, revision, self.objects);
         if found != count || state.hash() != hash {
             return Err(ImageError::Damaged("its objects are not those that its head names"));
         }
-        Ok(Image { position, members, state })
+        Ok(Image { position, members, state, is_bare: false })
     }
 
     fn take(&mut self, len: usize) -> BytesMut {
@@ -254,7 +279,7 @@ impl Reader {
         }
         let Some(mut fixed) = self.buffer.get(8..16) else { return Ok(None) };
         let (format, len) = (fixed.get_u32_le(), fixed.get_u32_le() as usize);
-        if format != FORMAT {
+        if format != WHOLE && format != BARE {
             return Err(ImageError::Newer { found: format });
         }
         if !(40..=HEAD_BYTES_MAX).contains(&len) {
@@ -271,7 +296,7 @@ impl Reader {
         let (index, term, revision, hash, count) = (word(), word(), word(), word(), word());
         let members = Members::decode(&head).ok_or(ImageError::Damaged("its members are unreadable"))?;
         let (position, revision) = (Position { index, term }, Revision(revision));
-        self.head = Some(Head { position, revision, hash, members, count });
+        self.head = Some(Head { position, revision, hash, members, count, bare: format == BARE });
         Ok(Some(()))
     }
 
@@ -378,5 +403,26 @@ mod tests {
         let mut newer = bytes;
         newer[8] = 9;
         assert_eq!(read(&newer, 4_096).unwrap_err(), ImageError::Newer { found: 9 });
+    }
+
+    #[test]
+    fn a_bare_image_tells_where_the_state_stands_and_shows_nothing_of_it() {
+        let state = sample(40);
+        let position = Position { index: state.index(), term: 5 };
+        let bytes: Vec<u8> = Snapshot::bare(&state, position, members()).flat_map(|chunk| chunk.to_vec()).collect();
+        assert!(bytes.len() < 200, "{} bytes", bytes.len());
+        let image = read(&bytes, 7).unwrap();
+        assert_eq!((image.position, image.members, image.is_bare), (position, members(), true));
+        assert_eq!((image.state.len(), image.state.index()), (0, state.index()));
+        for end in 0..bytes.len() {
+            assert_eq!(read(&bytes[..end], 4_096).unwrap_err(), ImageError::Short, "cut at {end}");
+        }
+        // Nor does a whole one pass for it.
+        let mut whole = bytes_of(&state);
+        whole[8] = BARE as u8;
+        assert!(read(&whole, 4_096).is_err());
+        let dir = tempfile::tempdir().unwrap();
+        let restored = crate::restore(&bytes[..], &dir.path().join("store"), 1).unwrap_err();
+        assert!(matches!(restored, crate::SnapshotError::Image(ImageError::Bare)), "{restored}");
     }
 }

@@ -14,14 +14,15 @@
 //! * Reads are served from memory. No read touches a disk, and an idle store alone writes nothing at all.
 //! * Heartbeats never wait for a disk.
 //! * Whatever cannot be written is refused with the reason; whatever reads back otherwise than it was written stops the
-//!   start. A member that cannot write any more falls silent, so that the others go on.
+//!   start. A member that cannot write any more falls silent, so that the others go on, and tells whoever runs it
+//!   ([`Replica::failed`]).
 //! * This is the only crate that names sled.
 //!
 //! Absent on purpose: what objects mean, who may write them, HTTP, and how bytes get to other members.
 //!
 //! | thread | fails | ends |
 //! |---|---|---|
-//! | `dhow-replica` | the store is closed | with `close`, or with the last handle |
+//! | `dhow-replica` | the store is closed, and [`Replica::failed`] tells | with `close`, or with the last handle |
 //! | `dhow-log` | the replica refuses writes and falls silent until the process restarts; reads and watches go on | with `dhow-replica` |
 //! | `dhow-objects-load` | the start fails, or rebuilds the database | when the database is read |
 //! | `dhow-objects` | as `dhow-log` | with `dhow-replica` |
@@ -41,7 +42,7 @@ mod wal;
 mod watch;
 
 pub use dhow_consensus::{ChangeError, MemberChange, Members, Position, Progress, Role};
-pub use error::{OpenError, SnapshotError, WriteError};
+pub use error::{Failure, OpenError, SnapshotError, WriteError};
 pub use image::{ImageError, Snapshot};
 pub use replica::{Alone, Config, Peers, Replica, RoleNow, Start, Status};
 pub use restore::{Restored, restore};

@@ -9,8 +9,10 @@
 //! A disk without room stops the thread where it is: what is queued stays queued and is written as soon as there is
 //! room. A failed write ends it.
 
+use crate::replica::panic_text;
 use crate::wal::{Batch, Checkpoint, ENTRY_OVERHEAD, Wal};
 use dhow_consensus::{HardState, Persist};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -94,7 +96,13 @@ impl Log {
         let (jobs, queue) = mpsc::channel();
         let writer = Arc::new(Mutex::new(Writer { shared: shared.clone(), wal, noted: None }));
         let worker = writer.clone();
-        let thread = std::thread::Builder::new().name("dhow-log".into()).spawn(move || run(&worker, &queue))?;
+        let told = shared.clone();
+        let work = move || {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(&worker, &queue))) {
+                told.fail(format!("its thread panicked: {}", panic_text(&*panic)));
+            }
+        };
+        let thread = std::thread::Builder::new().name("dhow-log".into()).spawn(work)?;
         Ok(Self { shared, writer, jobs: Some(jobs), thread: Some(thread) })
     }
 

@@ -51,6 +51,7 @@ pub(crate) fn recover(config: &Config) -> Result<Recovered, OpenError> {
     let dir = &config.dir;
     fs::create_dir_all(dir).map_err(failed("creating", dir))?;
     let lock = lock::take(dir)?;
+    check_condemned(dir)?;
     Objects::settle(dir)?;
     let (log, database) = (dir.join("wal"), Objects::path(dir));
     let had_log = Wal::exists(&log)?;
@@ -80,6 +81,27 @@ pub(crate) fn recover(config: &Config) -> Result<Recovered, OpenError> {
     let restored = join_up(&loaded, &mut wal, contents, &log)?;
     let Loaded { objects, state, .. } = loaded;
     Ok(Recovered { lock, wal, objects, state, restored })
+}
+
+/// What says in a directory that it must not be used any more, and why.
+const CONDEMNED: &str = "condemned";
+
+/// Notes for every later start that the directory has lost what it had promised, and tells the whole story. Without the
+/// note, the member would follow until it is told again, and its vote could be counted meanwhile.
+pub(crate) fn condemn(dir: &Path, what: String) -> String {
+    match dhow_files::write(&dir.join(CONDEMNED), what.as_bytes(), dhow_files::Access::Private) {
+        Ok(()) => what,
+        Err(error) => format!("{what}; nor can that be noted for the next start: {error}"),
+    }
+}
+
+fn check_condemned(dir: &Path) -> Result<(), OpenError> {
+    let note = dir.join(CONDEMNED);
+    match fs::read_to_string(&note) {
+        Ok(what) => Err(damaged(dir, &what)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed("reading", &note)(error)),
+    }
 }
 
 /// How the store began, if nothing was flushed since: as the log says, which then still has its beginning, or as the

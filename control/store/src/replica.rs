@@ -1,9 +1,9 @@
 //! The handle to a replica, and how one is started.
 
 use crate::driver::{Driver, FromPeer, Request, Shared, Standing, Work, Write};
-use crate::error::{OpenError, SnapshotError, WriteError};
+use crate::error::{Failure, OpenError, SnapshotError, WriteError};
 use crate::flusher::{Disk, Flusher};
-use crate::image::{Reader, Snapshot};
+use crate::image::{ImageError, Reader, Snapshot};
 use crate::log::Log;
 use crate::recover::{Recovered, recover};
 use crate::wal::{damaged, failed};
@@ -12,12 +12,14 @@ use bytes::{Bytes, BytesMut};
 use dhow_consensus::{Consensus, EntryKind, LagMax, MemberChange, Members, Position, Progress, Role};
 use dhow_state::{Applied, Compacted, HistoryMax, OBJECT_BYTES_MAX, State, Txn};
 use dhow_types::Revision;
+use std::any::Any;
 use std::ffi::CString;
 use std::fmt;
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
@@ -173,8 +175,10 @@ pub struct Replica {
     requests: mpsc::Sender<Request>,
     inbox: mpsc::Sender<FromPeer>,
     role: watch::Receiver<RoleNow>,
+    failure: watch::Receiver<Option<Failure>>,
     room: Arc<Semaphore>,
     dir: Arc<Path>,
+    witness: bool,
 }
 
 impl fmt::Debug for Replica {
@@ -214,6 +218,7 @@ impl Replica {
         let (inbox_sender, inbox) = mpsc::channel(INBOX_MAX);
         let now = RoleNow { role: consensus.role(), term: consensus.term(), leader: consensus.leader() };
         let (role, role_now) = watch::channel(now);
+        let (failure, failed) = watch::channel(None);
         let driver = Driver {
             member,
             witness,
@@ -225,13 +230,16 @@ impl Replica {
             requests,
             inbox,
             role,
+            failure,
+            dir: dir.clone(),
             lock,
             clock: Instant::now(),
             work: Work::default(),
         };
         start(driver).map_err(no_thread())?;
         let room = Arc::new(Semaphore::new(REQUEST_BYTES_MAX));
-        let replica = Replica { shared, requests: sender, inbox: inbox_sender, role: role_now, room, dir: dir.clone() };
+        let (inbox, role, failure) = (inbox_sender, role_now, failed);
+        let replica = Replica { shared, requests: sender, inbox, role, failure, room, dir: dir.clone(), witness };
         if alone {
             replica.wait_until_ready().map_err(|error| {
                 let source = io::Error::other(error.to_string());
@@ -325,6 +333,16 @@ impl Replica {
         self.role.clone()
     }
 
+    /// Waits until the store cannot go on, and tells why; a store that is closed in order never fails.
+    pub async fn failed(&self) -> Failure {
+        let mut failure = self.failure.clone();
+        let failed = failure.wait_for(Option::is_some).await.ok().and_then(|failure| failure.clone());
+        match failed {
+            Some(failure) => failure,
+            None => std::future::pending().await,
+        }
+    }
+
     /// Everything that can be told about this member.
     pub async fn status(&self) -> Result<Status, WriteError> {
         let (reply, answer) = oneshot::channel();
@@ -392,6 +410,9 @@ impl Replica {
         let history_max = self.shared.history_max;
         let finished = tokio::task::spawn_blocking(move || reader.finish(history_max)).await;
         let image = Box::new(finished.map_err(|_| SnapshotError::Closed)??);
+        if image.is_bare && !self.witness {
+            return Err(ImageError::Bare.into());
+        }
         let snapshot = FromPeer::Snapshot { message: message.into(), image };
         self.inbox.send(snapshot).await.map_err(|_| SnapshotError::Closed)
     }
@@ -422,8 +443,23 @@ impl Replica {
 /// Runs the driver on a thread of its own, for it waits for the disk.
 fn start(driver: Driver) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-    std::thread::Builder::new().name("dhow-replica".into()).spawn(move || runtime.block_on(driver.run()))?;
+    let (failure, hub) = (driver.failure.clone(), driver.shared.hub.clone());
+    let run = move || {
+        // What it held is gone with it: nothing is looked at afterwards that it may have left half done.
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| runtime.block_on(driver.run()))) {
+            let why = format!("its thread panicked: {}; this is a fault of dhow: report it", panic_text(&*panic));
+            failure.send_replace(Some(Failure { why, is_loss: false }));
+            hub.close();
+        }
+    };
+    std::thread::Builder::new().name("dhow-replica".into()).spawn(run)?;
     Ok(())
+}
+
+/// What a panic says.
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it does not say why")
 }
 
 /// What the file system of `path` has left for us; plenty if it does not say.

@@ -1,7 +1,7 @@
 //! A data directory from a snapshot, and getting a damaged one out of the way.
 
 use crate::error::{OpenError, SnapshotError};
-use crate::image::{Image, Reader};
+use crate::image::{Image, ImageError, Reader};
 use crate::objects::Objects;
 use crate::wal::{Checkpoint, Wal, failed, sync_dir};
 use dhow_consensus::Members;
@@ -47,7 +47,10 @@ pub fn restore(mut snapshot: impl Read, dir: &Path, member: u64) -> Result<Resto
         };
         reader.feed(&piece[..len])?;
     }
-    let Image { position, state, .. } = reader.finish(HistoryMax::default())?;
+    let Image { position, state, is_bare, .. } = reader.finish(HistoryMax::default())?;
+    if is_bare {
+        return Err(ImageError::Bare.into());
+    }
     let shown = state.revision();
     let objects: Vec<_> = state.iter().cloned().collect();
     drop(state);

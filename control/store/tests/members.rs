@@ -5,8 +5,8 @@
 use bytes::Bytes;
 use dhow_state::{Expect, Key, Op, Rejected, Txn};
 use dhow_store::{
-    ChangeError, Config, Filter, From, MemberChange, Members, Peers, Replica, Role, Snapshot, Start, Watch, WatchItem,
-    WriteError,
+    Alone, ChangeError, Config, Filter, From, MemberChange, Members, Peers, Replica, Role, Snapshot, Start, Watch,
+    WatchItem, WriteError,
 };
 use dhow_types::Revision;
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +24,8 @@ struct Network {
     cut: Mutex<BTreeSet<u64>>,
     /// Snapshots that were taken in, by member.
     snapshots: Mutex<Vec<u64>>,
+    /// What was last sent to each member as a snapshot.
+    streams: Mutex<BTreeMap<u64, Vec<u8>>>,
     /// How many of the next snapshots do not arrive as they were sent.
     spoils: AtomicU64,
 }
@@ -53,6 +55,7 @@ impl Peers for Wire {
         let (from, network) = (self.from, self.network.clone());
         self.runtime.spawn(async move {
             let mut stream: Vec<u8> = snapshot.flat_map(|piece| piece.to_vec()).collect();
+            network.streams.lock().unwrap().insert(to, stream.clone());
             let spoil = network.spoils.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
             match spoil {
                 Ok(left) if left % 2 == 0 => stream.truncate(stream.len() / 2),
@@ -413,7 +416,7 @@ async fn a_member_whose_disk_was_emptied_does_not_vote_again() {
         }
     })
     .await;
-    assert!(why.contains("dhow member remove"), "{why}");
+    assert!(why.contains("had acknowledged its log up to"), "{why}");
     assert_eq!(member.state().len(), 0);
     let other = cluster.member(emptied % 3 + 1);
     write(&other, "without").await;
@@ -490,9 +493,59 @@ async fn a_majority_is_needed_and_nobody_is_told_otherwise() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_forgotten_what_it_acknowledged_ends_and_says_so_ever_after() {
+    let cluster = Cluster::start(3, None).await;
+    cluster.close(3).await;
+    let old = cluster.dir.path().join("old");
+    copy(&cluster.path(3), &old);
+    cluster.open(3).await;
+    fill(&cluster.member(1), 0, 10).await;
+    cluster.assert_equal().await;
+    cluster.close(3).await;
+    std::fs::remove_dir_all(cluster.path(3)).unwrap();
+    copy(&old, &cluster.path(3));
+    let forgetful = cluster.open(3).await;
+    let failure = patiently("it hears of what it had", forgetful.failed()).await;
+    assert!(failure.is_loss && failure.why.contains("the member had acknowledged its log up to entry"), "{failure}");
+    cluster.close(3).await;
+    let config = Config { member: 3, start: Start::Join, ..Config::new(cluster.path(3)) };
+    let opened = tokio::task::spawn_blocking(move || Replica::open(config, Arc::new(Alone))).await.unwrap();
+    let refused = opened.unwrap_err().to_string();
+    assert!(refused.contains(&failure.why) && refused.contains("cannot be trusted"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_panic_of_the_replicas_thread_is_told() {
+    struct Broken;
+    impl Peers for Broken {
+        fn send(&self, _to: u64, _message: Bytes) {
+            panic!("a broken link");
+        }
+
+        fn send_snapshot(&self, _to: u64, _snapshot: Snapshot) {}
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config::new(dir.path());
+    let opened = tokio::task::spawn_blocking(move || Replica::open(config, Arc::new(Broken))).await.unwrap();
+    let replica = opened.unwrap();
+    let added = replica.change_members(vec![MemberChange::AddLearner(2)]);
+    let (failure, _) = tokio::join!(patiently("the panic", replica.failed()), added);
+    assert!(!failure.is_loss && failure.why.contains("panicked: a broken link"), "{failure}");
+    assert!(matches!(replica.barrier().await, Err(WriteError::Unavailable(_))));
+    replica.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_witness_votes_and_holds_no_objects() {
-    let cluster = Cluster::start(3, Some(3)).await;
-    let witness = cluster.member(3);
+    let cluster = Cluster::start(2, Some(3)).await;
+    write(&cluster.member(1), "not-for-the-witness").await;
+    let witness = cluster.open(3).await;
+    cluster.admit(3).await;
+    let shows = |to: u64| {
+        let streams = cluster.network.streams.lock().unwrap();
+        streams[&to].windows(19).any(|part| part == b"not-for-the-witness")
+    };
+    assert!(!shows(3), "a witness is not sent what it does not need");
     fill(&cluster.member(1), 0, 10).await;
     for _ in 0..2 {
         let leader = cluster.leader().await;

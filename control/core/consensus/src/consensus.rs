@@ -205,6 +205,11 @@ impl Consensus {
         all
     }
 
+    /// Whether another member is a witness, as it says itself; `None` as long as it was not heard of.
+    pub fn is_witness(&self, member: u64) -> Option<bool> {
+        self.heard.get(&member).map(|heard| heard.witness)
+    }
+
     fn is_leader(&self) -> bool {
         self.node.raft.state == StateRole::Leader
     }

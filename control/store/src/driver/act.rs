@@ -1,9 +1,10 @@
 //! What consensus wishes, done in the order of its wishes.
 
 use super::{Driver, Health, Reply, Standing, Waiting, Write};
-use crate::error::WriteError;
+use crate::error::{Failure, WriteError};
 use crate::flusher::Flushed;
 use crate::image::{Image, Snapshot};
+use crate::recover;
 use crate::replica::RoleNow;
 use crate::wal::Checkpoint;
 use dhow_consensus::{Committed, In, Install, Members, Out, Persist, Position, ProposalId, ReadId, Role};
@@ -94,18 +95,25 @@ impl Driver {
             Out::Refused(id, why) => self.answer_error(id, why.into()),
             Out::Role { role, term } => self.show_role(role, term),
             Out::SendSnapshot { to, message } => {
+                let Some(is_witness) = self.consensus.is_witness(to) else {
+                    // Who has not spoken yet might be one. It is asked for again once it has.
+                    return Some(In::SnapshotSent { to, ok: false });
+                };
                 let state = self.shared.state.read().unwrap_or_else(PoisonError::into_inner);
                 let Standing { applied, members } = self.shared.standing().clone();
-                let snapshot = Snapshot::new(&state, applied, members).with_message(message);
+                let make = if is_witness { Snapshot::bare } else { Snapshot::new };
+                let snapshot = make(&state, applied, members).with_message(message);
                 drop(state);
                 tracing::info!(to, bytes = snapshot.bytes(), "sending a snapshot");
                 self.peers.send_snapshot(to, snapshot);
             }
             Out::Install(install) => self.begin_install(install),
-            Out::Forgot { known, last } => self.fail(format!(
-                "this member had acknowledged its log up to entry {known}, and its disk holds it up to {last} only; \
-                 remove it with `dhow member remove`, move its data directory away and join anew"
-            )),
+            Out::Forgot { known, last } => {
+                let what = format!(
+                    "the member had acknowledged its log up to entry {known}, and its disk holds it up to {last}"
+                );
+                self.end(Failure { why: recover::condemn(&self.dir, what), is_loss: true });
+            }
         }
         None
     }
@@ -297,9 +305,15 @@ impl Driver {
     /// Takes no more writes, and falls silent, so that the other members go on. Whoever waits is told, and may not
     /// assume that nothing happened.
     fn fail(&mut self, why: String) {
+        self.end(Failure { why, is_loss: false });
+    }
+
+    fn end(&mut self, failure: Failure) {
+        let why = failure.why.clone();
         tracing::error!(%why, "the store takes no more writes");
         let error = WriteError::Unavailable(why.clone());
         self.work.health = Health::Broken(why);
+        self.failure.send_replace(Some(failure));
         self.lose_all(&error);
         if let Some((id, _)) = self.work.reading {
             self.answer_read(id, &Err(error));
