@@ -113,12 +113,19 @@ impl Guest {
     }
 }
 
-impl preopens::Host for Preopens<'_> {
-    fn get_directories(&mut self) -> wasmtime::Result<Vec<(Resource<Descriptor>, String)>> {
+impl Preopens<'_> {
+    /// The directories that the guest sees, each time with new handles.
+    pub(crate) fn directories(&mut self) -> wasmtime::Result<Vec<(Resource<Descriptor>, String)>> {
         let all = self.0.files.all();
         let mut view = self.0.filesystem();
         *view.ctx = all;
         preopens::Host::get_directories(&mut view)
+    }
+}
+
+impl preopens::Host for Preopens<'_> {
+    fn get_directories(&mut self) -> wasmtime::Result<Vec<(Resource<Descriptor>, String)>> {
+        self.directories()
     }
 }
 

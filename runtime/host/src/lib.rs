@@ -1,8 +1,9 @@
 //! The host side of `wit/`: what a guest's imports do.
 //!
 //! A [`Template`] is made once per container from its [`Setup`]; it makes a [`Guest`], the data of one Store, for each
-//! instance. [`add_to_linker`] links every interface by name: clocks, random, files, environment and stdio are
-//! `wasmtime-wasi`'s; sockets, name lookup and outgoing HTTP are ours and go through the Pod's network.
+//! instance. [`add_to_linker`] links every interface of WASI 0.2 by name, [`add_p3_to_linker`] those of 0.3 beside them:
+//! clocks, random, files, environment and stdio are `wasmtime-wasi`'s; sockets, name lookup and outgoing HTTP are ours
+//! and go through the Pod's network.
 //!
 //! Invariants:
 //! * No guest ever gets a socket of the host: an interface that is not in the list of [`link`] is a missing import,
@@ -17,14 +18,16 @@ mod http;
 mod link;
 mod lookup;
 mod memory;
+mod p3;
 mod socket;
 mod tcp;
 mod tls;
 mod udp;
 
 pub use guest::{Guest, Setup, SetupError, Template};
-pub use link::{add_to_linker, is_known_import};
+pub use link::{Wasi, add_to_linker, is_known_import};
 pub use memory::{MemoryAccount, MemoryMeter, OutOfMemory};
+pub use p3::add_to_linker as add_p3_to_linker;
 
 mod bindings {
     //! The socket interfaces, generated anew so that our own resources stand behind them.

@@ -13,8 +13,18 @@ use wasmtime_wasi_io::bindings::wasi::io;
 use crate::bindings::wasi::sockets as ours;
 use crate::files::Directories;
 use crate::guest::{Guest, Sockets};
+use crate::p3;
 
-/// The interfaces that [`add_to_linker`] links, without their version. All are WASI 0.2.
+/// Which WASI a program is made for. That of 0.3 includes that of 0.2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wasi {
+    /// 0.2, and preview 1 once adapted.
+    P2,
+    /// 0.3: functions may wait without holding up others of their instance.
+    P3,
+}
+
+/// The interfaces that [`add_to_linker`] links, without their version.
 const INTERFACES: [&str; 29] = [
     "wasi:cli/environment",
     "wasi:cli/exit",
@@ -47,12 +57,36 @@ const INTERFACES: [&str; 29] = [
     "wasi:sockets/udp-create-socket",
 ];
 
+/// Which WASI has to be linked for an import or export such as `wasi:cli/exit@0.2.3`; `None` if its version is of no
+/// WASI that the host knows.
+fn wasi_of(version: &str) -> Option<Wasi> {
+    // A draft of a version is compatible with nothing but itself.
+    let (line, patch) = version.rsplit_once('.')?;
+    patch.parse::<u32>().ok()?;
+    match line {
+        "0.2" => Some(Wasi::P2),
+        "0.3" => Some(Wasi::P3),
+        _ => None,
+    }
+}
+
+impl Wasi {
+    /// Which WASI the interface with this name belongs to; an interface of another family says nothing.
+    pub fn of(interface: &str) -> Option<Self> {
+        let (_, version) = interface.strip_prefix("wasi:")?.split_once('@')?;
+        wasi_of(version)
+    }
+}
+
 /// Whether the host has something behind an import such as `wasi:cli/exit@0.2.3`. Versions of one minor line are
 /// compatible, as the linker itself sees it.
 pub fn is_known_import(name: &str) -> bool {
     let (interface, version) = name.split_once('@').unwrap_or((name, "0.2.0"));
-    let in_line = version.strip_prefix("0.2.").is_some_and(|patch| patch.parse::<u32>().is_ok());
-    in_line && INTERFACES.contains(&interface)
+    match wasi_of(version) {
+        Some(Wasi::P2) => INTERFACES.contains(&interface),
+        Some(Wasi::P3) => p3::INTERFACES.contains(&interface),
+        None => false,
+    }
 }
 
 struct Io;
@@ -61,7 +95,7 @@ impl HasData for Io {
     type Data<'a> = &'a mut ResourceTable;
 }
 
-/// Links every interface that a container may import. The list is spelled out, so that an interface nobody thought of
+/// Links every interface that a container of WASI 0.2 may import. The list is spelled out, so that an interface nobody thought of
 /// is a missing import and not a door to the host.
 pub fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     let l = linker;
@@ -106,14 +140,29 @@ mod tests {
 
     #[test]
     fn imports_are_known_by_name_and_minor_version() {
-        for name in ["wasi:cli/exit@0.2.0", "wasi:cli/exit@0.2.99", "wasi:http/types@0.2.12", "wasi:sockets/tcp@0.2.3"]
-        {
+        for name in [
+            "wasi:cli/exit@0.2.0",
+            "wasi:cli/exit@0.2.99",
+            "wasi:http/types@0.2.12",
+            "wasi:sockets/tcp@0.2.3",
+            "wasi:cli/exit@0.3.0",
+            "wasi:http/client@0.3.2",
+        ] {
             assert!(is_known_import(name), "{name}");
         }
-        for name in
-            ["wasi:cli/exit@0.3.0", "wasi:nn/graph@0.2.0", "env", "wasi:cli/exit@0.2.0-rc-2023", "acme:x/y@1.0.0"]
-        {
+        for name in [
+            "wasi:cli/exit@0.4.0",
+            "wasi:http/client@0.2.0",
+            "wasi:nn/graph@0.2.0",
+            "env",
+            "wasi:cli/exit@0.2.0-rc-2023",
+            "acme:x/y@1.0.0",
+        ] {
             assert!(!is_known_import(name), "{name}");
         }
+        let of = |name| Wasi::of(name);
+        assert_eq!(of("wasi:cli/run@0.2.3"), Some(Wasi::P2));
+        assert_eq!(of("wasi:http/handler@0.3.0"), Some(Wasi::P3));
+        assert_eq!([of("wasi:keyvalue/store@0.2.0-draft"), of("acme:x/y@0.3.0"), of("wasi:cli/run")], [None; 3]);
     }
 }

@@ -14,7 +14,7 @@ use crate::bindings::wasi::sockets::ip_name_lookup::{Host, HostResolveAddressStr
 use crate::guest::SocketsView;
 
 /// The longest name that DNS allows.
-const NAME_BYTES_MAX: usize = 253;
+pub(crate) const NAME_BYTES_MAX: usize = 253;
 
 /// The answer to one question, being awaited or being read.
 #[expect(unreachable_pub, reason = "the generated bindings re-export it")]

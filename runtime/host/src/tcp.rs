@@ -24,9 +24,9 @@ use crate::socket::{Tunables, check_family, error_code, is_invalid_destination, 
 /// Connections that wait to be accepted when the guest names no backlog; more are refused.
 const BACKLOG_DEFAULT: usize = 128;
 /// The largest backlog a guest gets, as `net.core.somaxconn` of Linux.
-const BACKLOG_MAX: u64 = 4096;
+pub(crate) const BACKLOG_MAX: u64 = 4096;
 /// The most that one read hands to a guest: one full pipe.
-const READ_BYTES_MAX: usize = 64 * 1024;
+pub(crate) const READ_BYTES_MAX: usize = 64 * 1024;
 
 /// A guest's TCP socket.
 #[expect(unreachable_pub, reason = "the generated bindings re-export it")]
@@ -55,13 +55,13 @@ enum State {
 
 /// Values that a guest may set and read back; none has a meaning on a virtual network.
 #[derive(Clone, Copy)]
-struct Options {
-    backlog: usize,
-    keep_alive: bool,
-    keep_alive_idle_ns: u64,
-    keep_alive_interval_ns: u64,
-    keep_alive_count: u32,
-    tunables: Tunables,
+pub(crate) struct Options {
+    pub(crate) backlog: usize,
+    pub(crate) keep_alive: bool,
+    pub(crate) keep_alive_idle_ns: u64,
+    pub(crate) keep_alive_interval_ns: u64,
+    pub(crate) keep_alive_count: u32,
+    pub(crate) tunables: Tunables,
 }
 
 impl Default for Options {
