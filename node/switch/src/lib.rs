@@ -30,7 +30,7 @@ pub use egress::Egress;
 pub use error::{NetError, ReadError, Reset};
 pub use listener::Listener;
 pub use node_ports::{NodePort, NodePortEvent, NodePorts};
-pub use pod::{Bound, PodIdentity, PodNet};
+pub use pod::{Bound, PodIdentity, PodNet, Traffic};
 pub use splice::splice;
 pub use stream::Stream;
 pub use switch::{BoxFuture, Config, Connecting, Duplex, Remote, Resolving, Switch};

@@ -11,6 +11,7 @@ use dhow_mesh::LoadGuard;
 use dhow_types::Uid;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 /// Who a pod is. Every connection can be traced to it.
@@ -34,8 +35,19 @@ pub struct PodIdentity {
 /// at worst); beyond it, connects are refused.
 const CONNECTIONS_MAX: usize = 16_384;
 
+/// Payload bytes that a pod has received and sent, over its loopback too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Received.
+    pub rx_bytes: u64,
+    /// Sent.
+    pub tx_bytes: u64,
+}
+
 pub(crate) struct Pod {
     pub(crate) identity: PodIdentity,
+    rx_bytes: AtomicU64,
+    tx_bytes: AtomicU64,
     /// Names that only this pod knows.
     hosts: OnceLock<Vec<(String, IpAddr)>>,
     sockets: Mutex<Sockets>,
@@ -61,7 +73,21 @@ impl Pod {
             connections: BTreeMap::new(),
             next_connection: 0,
         };
-        Pod { identity, hosts: OnceLock::new(), sockets: Mutex::new(sockets) }
+        Pod {
+            identity,
+            rx_bytes: AtomicU64::new(0),
+            tx_bytes: AtomicU64::new(0),
+            hosts: OnceLock::new(),
+            sockets: Mutex::new(sockets),
+        }
+    }
+
+    pub(crate) fn count_received(&self, bytes: usize) {
+        self.rx_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_sent(&self, bytes: usize) {
+        self.tx_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// Breaks everything, for good.
@@ -164,6 +190,12 @@ pub(crate) struct Registration {
     id: u64,
 }
 
+impl Registration {
+    pub(crate) fn pod(&self) -> &Pod {
+        &self.pod
+    }
+}
+
 impl Drop for Registration {
     fn drop(&mut self) {
         let breaker = lock(&self.pod.sockets).connections.remove(&self.id);
@@ -182,6 +214,12 @@ impl PodNet {
     /// The pod's address.
     pub fn ip(&self) -> IpAddr {
         self.pod.identity.ip
+    }
+
+    /// What the pod has received and sent so far.
+    pub fn traffic(&self) -> Traffic {
+        let Pod { rx_bytes, tx_bytes, .. } = &*self.pod;
+        Traffic { rx_bytes: rx_bytes.load(Ordering::Relaxed), tx_bytes: tx_bytes.load(Ordering::Relaxed) }
     }
 
     /// Gives this pod alone names for addresses, once: `hostAliases`. They come before all other names.

@@ -121,10 +121,14 @@ impl Stream {
 
     /// The next bytes, at most `max`; `None` if there are none yet.
     pub fn try_read(&self, max: usize) -> Result<Option<Bytes>, ReadError> {
-        match &self.end {
+        let read = match &self.end {
             End::Pipe { pipe, side } => pipe.halves[*side].try_read(max),
             End::Host(host) => host.try_read(max),
+        };
+        if let (Some(registration), Ok(Some(bytes))) = (&self.registration, &read) {
+            registration.pod().count_received(bytes.len());
         }
+        read
     }
 
     /// Ready when [`Stream::try_read`] has something to say. Takes nothing; may be dropped and called again.
@@ -146,6 +150,9 @@ impl Stream {
     /// Takes all of `bytes`. The caller keeps within [`Stream::writable_bytes`]; what it gives beyond is taken too, so
     /// that a limit is the caller's to keep.
     pub fn try_write(&self, bytes: Bytes) -> Result<(), Reset> {
+        if let Some(registration) = &self.registration {
+            registration.pod().count_sent(bytes.len());
+        }
         match &self.end {
             End::Pipe { pipe, side } => pipe.halves[1 - side].try_write(bytes),
             End::Host(host) => host.try_write(bytes),
@@ -192,6 +199,14 @@ impl Stream {
         }
     }
 
+    /// Counts what was written.
+    fn sent(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let (Some(registration), Poll::Ready(Ok(bytes))) = (&self.registration, &written) {
+            registration.pod().count_sent(*bytes);
+        }
+        written
+    }
+
     /// Whether nobody is left at the other end (known only in memory).
     pub(crate) fn is_left(&self) -> bool {
         match &self.end {
@@ -221,22 +236,28 @@ impl fmt::Debug for Stream {
 
 impl AsyncRead for Stream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut self.end {
+        let before = buf.filled().len();
+        let read = match &mut self.end {
             End::Pipe { pipe, side } => {
                 let read = pipe.halves[*side].poll_read(cx, buf);
                 read.map_err(|Reset| io::ErrorKind::ConnectionReset.into())
             }
             End::Host(host) => host.poll_read(cx, buf),
+        };
+        if let Some(registration) = &self.registration {
+            registration.pod().count_received(buf.filled().len() - before);
         }
+        read
     }
 }
 
 impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match &self.end {
+        let written = match &self.end {
             End::Pipe { pipe, side } => pipe.halves[1 - side].poll_write(cx, bytes).map_err(io::Error::from),
             End::Host(host) => host.poll_write_vectored(cx, &[io::IoSlice::new(bytes)]),
-        }
+        };
+        self.sent(written)
     }
 
     fn poll_write_vectored(
@@ -249,7 +270,10 @@ impl AsyncWrite for Stream {
                 let first = bufs.iter().find(|buf| !buf.is_empty()).map_or(&[][..], |buf| &**buf);
                 self.poll_write(cx, first)
             }
-            End::Host(host) => host.poll_write_vectored(cx, bufs),
+            End::Host(host) => {
+                let written = host.poll_write_vectored(cx, bufs);
+                self.sent(written)
+            }
         }
     }
 

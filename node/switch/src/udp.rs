@@ -127,7 +127,17 @@ impl UdpSocket {
         if to.port() == 0 {
             return Err(NetError::AddrNotAvailable);
         }
-        let (switch, from) = (&self.net.switch, self.from(self.net.ip()));
+        let from = self.from(self.net.ip());
+        let len = payload.len();
+        let sent = self.send(payload, from, to)?;
+        if sent {
+            self.net.pod.count_sent(len);
+        }
+        Ok(sent)
+    }
+
+    fn send(&self, payload: Bytes, from: SocketAddr, to: SocketAddr) -> Result<bool, NetError> {
+        let switch = &self.net.switch;
         if switch.udp_gate().answer(from, to, &payload) {
             return Ok(true);
         }
@@ -159,6 +169,7 @@ impl UdpSocket {
     /// The next datagram and its sender, if one waits.
     pub fn try_recv(&self) -> Option<(Bytes, SocketAddr)> {
         let (payload, from) = self.mailbox.take().or_else(|| self.recv_outside())?;
+        self.net.pod.count_received(payload.len());
         // Whoever asked a service hears the service answer.
         let flows = lock(&self.flows);
         let service = flows.services.iter().find(|(_, endpoint)| **endpoint == from).map(|(service, _)| *service);

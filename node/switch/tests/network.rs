@@ -85,6 +85,8 @@ async fn two_pods_talk() {
     heard.clear();
     call.read_to_string(&mut heard).await.unwrap();
     assert_eq!(heard, "world");
+    let traffic = |pod: &PodNet| (pod.traffic().rx_bytes, pod.traffic().tx_bytes);
+    assert_eq!((traffic(&client), traffic(&server)), ((5, 5), (5, 5)));
 }
 
 #[tokio::test]
