@@ -1,5 +1,5 @@
-//! What every cluster has from its first moment: the namespaces, and the Service through which pods and agents find the
-//! API servers.
+//! What every cluster has from its first moment: the namespaces, the Service through which pods and agents find the
+//! API servers, and a class of volumes.
 
 use crate::app::App;
 use crate::member::Member;
@@ -19,7 +19,21 @@ pub(crate) async fn ensure(app: &App) -> Result<(), ApiError> {
     for namespace in NAMESPACES {
         create_missing(app, json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})).await?;
     }
-    create_missing(app, api_service(app)).await
+    create_missing(app, api_service(app)).await?;
+    create_missing(app, local_class()).await
+}
+
+/// Volumes on the disk of the node where their first pod runs, for whoever asks for no other class. Deleted, it comes
+/// back with the next leader; without its annotation it is the default one no more.
+fn local_class() -> Tree {
+    json!({
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "StorageClass",
+        "metadata": {"name": "local", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}},
+        "provisioner": "dhow.dev/local",
+        "reclaimPolicy": "Delete",
+        "volumeBindingMode": "WaitForFirstConsumer",
+    })
 }
 
 /// Brings the endpoints of the API up to date: the members that serve it, and whether each can be reached now. One that

@@ -1,7 +1,7 @@
 //! What the controllers know of the world: every object by key, parsed views of the kinds they work on, and the
 //! indexes that make each reconcile's cost depend on what it looks after, not on the size of the cluster.
 
-use crate::views::{Deployment, Node, Pod, ReplicaSet, Service, Truth, View, resource, view};
+use crate::views::{Claim, Class, Deployment, Node, Pod, ReplicaSet, Service, Truth, View, Volume, resource, view};
 use dhow_state::{Change, Key, Object};
 use dhow_types::{Revision, Time};
 use std::collections::{BTreeMap, BTreeSet};
@@ -69,6 +69,14 @@ impl Side {
     pub(crate) fn replica_set(&self) -> Option<&ReplicaSet> {
         self.view.replica_set().map(Arc::as_ref)
     }
+
+    pub(crate) fn claim(&self) -> Option<&Claim> {
+        self.view.claim().map(Arc::as_ref)
+    }
+
+    pub(crate) fn volume(&self) -> Option<&Volume> {
+        self.view.volume().map(Arc::as_ref)
+    }
 }
 
 /// The objects, views and indexes.
@@ -85,6 +93,12 @@ pub(crate) struct Cache {
     pods_by_controller: BTreeMap<String, BTreeSet<Key>>,
     pods_without_controller: BTreeSet<Key>,
     pods_by_node: BTreeMap<String, BTreeSet<Key>>,
+    /// Pods that mount a claim, by the claim, whether it exists or not.
+    pods_by_claim: BTreeMap<String, BTreeSet<Key>>,
+    /// Volumes that are for a claim, by the claim, whether it exists or not.
+    volumes_by_claim: BTreeMap<String, BTreeSet<Key>>,
+    /// Claims that have never been bound.
+    unbound_claims: BTreeSet<Key>,
     heartbeats: BTreeMap<String, Time>,
     /// Nodes that pods are bound to and that do not exist, since when.
     missing_nodes: BTreeMap<String, Time>,
@@ -137,6 +151,48 @@ impl Cache {
                 self.pods_by_node.entry(node.as_str().to_owned()).or_default().insert(key.clone());
             }
         }
+        self.link_storage(new);
+    }
+
+    fn link_storage(&mut self, new: &Side) {
+        let key = &new.object.key;
+        match &new.view {
+            View::Pod(pod) => {
+                for claim in &pod.claims {
+                    self.pods_by_claim.entry(path(&key.namespace, claim)).or_default().insert(key.clone());
+                }
+            }
+            View::Volume(volume) => {
+                if let Some(of) = &volume.claim {
+                    let claim = path(&of.key.namespace, &of.key.name);
+                    self.volumes_by_claim.entry(claim).or_default().insert(key.clone());
+                }
+            }
+            View::Claim(claim) if !claim.bind_completed => {
+                self.unbound_claims.insert(key.clone());
+            }
+            _ => {}
+        }
+    }
+
+    fn unlink_storage(&mut self, old: &Side) {
+        let key = &old.object.key;
+        match &old.view {
+            View::Pod(pod) => {
+                for claim in &pod.claims {
+                    take(&mut self.pods_by_claim, &path(&key.namespace, claim), key);
+                }
+            }
+            View::Volume(volume) => {
+                if let Some(of) = &volume.claim {
+                    take(&mut self.volumes_by_claim, &path(&of.key.namespace, &of.key.name), key);
+                }
+            }
+            View::Claim(_) => {
+                self.unbound_claims.remove(key);
+            }
+            _ => {}
+        }
     }
 
     fn unlink(&mut self, old: &Side, revision: Revision) {
@@ -161,6 +217,7 @@ impl Cache {
                 take(&mut self.pods_by_node, node.as_str(), key);
             }
         }
+        self.unlink_storage(old);
     }
 
     /// Keeps the heartbeats and the list of nodes that pods wait for in vain. Times are our own: the clocks of nodes
@@ -259,6 +316,45 @@ impl Cache {
         self.view(key)?.service()
     }
 
+    pub(crate) fn claim(&self, key: &Key) -> Option<&Arc<Claim>> {
+        self.view(key)?.claim()
+    }
+
+    pub(crate) fn volume(&self, name: &str) -> Option<&Arc<Volume>> {
+        self.view(&Key::new(resource::VOLUMES, "", name))?.volume()
+    }
+
+    pub(crate) fn class(&self, name: &str) -> Option<&Arc<Class>> {
+        self.view(&Key::new(resource::CLASSES, "", name))?.class()
+    }
+
+    pub(crate) fn volumes(&self) -> impl Iterator<Item = &Arc<Volume>> {
+        self.entries(resource::VOLUMES, "").filter_map(|(_, view)| view.volume())
+    }
+
+    /// The class of claims that name none: the youngest one that says so of itself.
+    pub(crate) fn default_class(&self) -> Option<&Arc<Class>> {
+        let classes = self.entries(resource::CLASSES, "").filter_map(|(_, view)| view.class());
+        classes.filter(|class| class.default).max_by_key(|class| (class.created, std::cmp::Reverse(class.name())))
+    }
+
+    /// Claims that have never been bound.
+    pub(crate) fn unbound_claims(&self) -> impl Iterator<Item = &Arc<Claim>> {
+        self.unbound_claims.iter().filter_map(|key| self.claim(key))
+    }
+
+    /// The volumes that are for a claim.
+    pub(crate) fn volumes_of(&self, claim: &Key) -> impl Iterator<Item = &Arc<Volume>> {
+        let keys = self.volumes_by_claim.get(&path(&claim.namespace, &claim.name));
+        keys.into_iter().flatten().filter_map(|key| self.view(key)?.volume())
+    }
+
+    /// The pods that mount a claim.
+    pub(crate) fn pods_with(&self, claim: &Key) -> impl Iterator<Item = &Arc<Pod>> {
+        let keys = self.pods_by_claim.get(&path(&claim.namespace, &claim.name));
+        keys.into_iter().flatten().filter_map(|key| self.pod(key))
+    }
+
     /// The objects of a resource in one namespace, by name.
     pub(crate) fn all_of(&self, resource: &str, namespace: &str) -> Vec<&Arc<Object>> {
         self.entries(resource, namespace).map(|(object, _)| object).collect()
@@ -348,7 +444,7 @@ impl Cache {
     }
 
     /// How many entries each map has.
-    pub(crate) fn sizes(&self) -> [(&'static str, usize); 9] {
+    pub(crate) fn sizes(&self) -> [(&'static str, usize); 12] {
         [
             ("objects", self.objects.len()),
             ("uids", self.by_uid.len()),
@@ -357,6 +453,9 @@ impl Cache {
             ("pod controllers", self.pods_by_controller.len()),
             ("pods without controller", self.pods_without_controller.len()),
             ("nodes with pods", self.pods_by_node.len()),
+            ("mounted claims", self.pods_by_claim.len()),
+            ("claims with volumes", self.volumes_by_claim.len()),
+            ("unbound claims", self.unbound_claims.len()),
             ("heartbeats", self.heartbeats.len()),
             ("missing nodes", self.missing_nodes.len()),
         ]
@@ -366,6 +465,11 @@ impl Cache {
     pub(crate) fn missing_since(&self, node: &str) -> Option<Time> {
         self.missing_nodes.get(node).copied()
     }
+}
+
+/// How the indexes name a claim.
+fn path(namespace: &str, name: &str) -> String {
+    format!("{namespace}/{name}")
 }
 
 fn take(index: &mut BTreeMap<String, BTreeSet<Key>>, entry: &str, key: &Key) {

@@ -2,7 +2,7 @@
 //! no. RBAC will be one more rule in the list.
 
 use crate::request::{RequestInfo, ResourceRequest, Target, Verb};
-use crate::user::{AUTHENTICATED, BOOTSTRAPPERS, CONTROL_BOOTSTRAPPERS, CONTROL_NODES, MASTERS, User};
+use crate::user::{AUTHENTICATED, BOOTSTRAPPERS, CONTROL_BOOTSTRAPPERS, MASTERS, User};
 use crate::write::View;
 use dhow_api::Tree;
 use dhow_api::meta;
@@ -24,10 +24,33 @@ fn masters(user: &User, _: &RequestInfo, _: &dyn View) -> bool {
     user.is_in(MASTERS)
 }
 
-/// A control node holds the key of the cluster's CA: to forbid it anything would only seem to.
-fn control_nodes(user: &User, _: &RequestInfo, _: &dyn View) -> bool {
-    user.is_in(CONTROL_NODES)
+/// The resource under which the records of control nodes are kept, which no kind has.
+pub const MEMBERS: &str = "members.dhow.dev";
+
+/// A control node holds the key of the cluster's CA: to forbid it anything would only seem to. A witness does not, and
+/// must not have it by asking for it.
+fn control_nodes(user: &User, info: &RequestInfo, view: &dyn View) -> bool {
+    user.member().is_some_and(|id| !is_witness(id, view) || witness_may(info))
 }
+
+fn is_witness(member: u64, view: &dyn View) -> bool {
+    let record = view.get(&Key::new(MEMBERS, "", member.to_string()));
+    record.is_some_and(|record| record.tree()["spec"]["witness"] == true)
+}
+
+/// What a witness needs: to know the other members, and to renew its certificate or join anew.
+fn witness_may(info: &RequestInfo) -> bool {
+    let Target::Path(path) = &info.target else { return false };
+    let below = |root: &str| path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    match info.method.as_str() {
+        "get" => below(MEMBERS_PATH) || below("/dhow/v1/status"),
+        "post" => path == RENEW_PATH || path == MEMBER_JOIN_PATH,
+        _ => false,
+    }
+}
+
+/// Where control nodes are listed and changed.
+const MEMBERS_PATH: &str = "/dhow/v1/members";
 
 /// Paths that tell nothing secret and that a client needs before it has a credential.
 const PUBLIC_PATHS: [&str; 5] = ["/version", "/healthz", "/livez", "/readyz", "/cacerts"];
@@ -78,6 +101,7 @@ fn nodes(user: &User, info: &RequestInfo, view: &dyn View) -> bool {
             info.verb.is_read() && resource.subresource.is_empty() && is_named_by_pods_of(node, resource, view)
         }
         Target::Resource(resource) if is_of_pod(info.verb, resource) => is_bound_to(node, resource, view),
+        Target::Resource(resource) if is_of_volume(info.verb, resource) => holds_volume(node, resource, view),
         Target::Resource(resource) => node_may(node, info.verb, resource),
     }
 }
@@ -99,20 +123,43 @@ fn is_bound_to(node: &str, request: &ResourceRequest, view: &dyn View) -> bool {
     pod.is_none_or(|pod| pod.index.field("spec.nodeName") == Some(node))
 }
 
-/// A node that was off until its certificate was over gets a fresh one, unless it was taken out of the cluster meanwhile.
+/// Whether this is what an agent does to the volumes of its disk: it lets go of those that are deleted.
+fn is_of_volume(verb: Verb, request: &ResourceRequest) -> bool {
+    let resource = (request.group.as_str(), request.resource.as_str(), request.subresource.as_str());
+    resource == ("", "persistentvolumes", "") && matches!(verb, Verb::Update | Verb::Patch)
+}
+
+/// Whether the volume can be used on that node alone, and is on its way out.
+fn holds_volume(node: &str, request: &ResourceRequest, view: &dyn View) -> bool {
+    let Some(volume) = view.get(&Key::new("persistentvolumes", "", request.name.as_str())) else { return false };
+    let tree = volume.tree();
+    let here = match meta::list(&tree, "spec.nodeAffinity.required.nodeSelectorTerms") {
+        [term] => meta::list(term, "matchExpressions").iter().any(|one| {
+            let names_it = meta::list(one, "values") == [node];
+            meta::text(one, "key") == "kubernetes.io/hostname" && meta::text(one, "operator") == "In" && names_it
+        }),
+        _ => false,
+    };
+    here && volume.index.deleting
+}
+
+/// A node or a witness that was off until its certificate was over gets a fresh one, unless it was taken out of the
+/// cluster meanwhile.
 fn expired_nodes(user: &User, info: &RequestInfo, view: &dyn View) -> bool {
-    let Some(node) = user.expired_node() else { return false };
-    info.target == Target::Path(RENEW_PATH.to_owned())
-        && info.method == "post"
-        && view.get(&Key::new("nodes", "", node)).is_some()
+    let record = match (user.expired_node(), user.expired_member()) {
+        (Some(node), _) => Key::new("nodes", "", node),
+        (None, Some(member)) => Key::new(MEMBERS, "", member.to_string()),
+        (None, None) => return false,
+    };
+    info.target == Target::Path(RENEW_PATH.to_owned()) && info.method == "post" && view.get(&record).is_some()
 }
 
 /// Whether these are objects that hold what somebody may want to keep to themselves.
 fn is_content(request: &ResourceRequest) -> bool {
-    request.group.is_empty() && matches!(request.resource.as_str(), "configmaps" | "secrets")
+    request.group.is_empty() && matches!(request.resource.as_str(), "configmaps" | "secrets" | "persistentvolumeclaims")
 }
 
-/// Whether a pod that is bound to the node names the one ConfigMap or Secret that is asked for. A node that somebody has
+/// Whether a pod that is bound to the node names the one ConfigMap, Secret or claim that is asked for. A node that somebody has
 /// taken over tells no more than what its own pods were given.
 fn is_named_by_pods_of(node: &str, request: &ResourceRequest, view: &dyn View) -> bool {
     let name = if request.name.is_empty() { &request.selected } else { &request.name };
@@ -124,7 +171,7 @@ fn is_named_by_pods_of(node: &str, request: &ResourceRequest, view: &dyn View) -
     pods.any(|pod| {
         pod.index.field("spec.nodeName") == Some(node)
             // The text is searched first: most pods do not have the name anywhere and need not be parsed.
-            && contains(pod.json(), quoted.as_bytes())
+            && (contains(pod.json(), quoted.as_bytes()) || contains(pod.json(), b"\"ephemeral\""))
             && pod_names(&pod.tree(), &request.resource, name)
     })
 }
@@ -133,9 +180,15 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
     text.windows(part.len()).any(|window| window == part)
 }
 
-/// Whether a pod's spec refers to a ConfigMap or Secret: in an environment, a volume, or as a pull secret.
+/// Whether a pod's spec refers to a ConfigMap, Secret or claim: in an environment, a volume, or as a pull secret.
 fn pod_names(pod: &Tree, resource: &str, name: &str) -> bool {
     let is = |tree: &Tree, path: &str| meta::text(tree, path) == name;
+    if resource == "persistentvolumeclaims" {
+        let own = |volume: &Tree| format!("{}-{}", meta::name(pod), meta::text(volume, "name")) == name;
+        return meta::list(pod, "spec.volumes").iter().any(|volume| {
+            is(volume, "persistentVolumeClaim.claimName") || (meta::at(volume, "ephemeral").is_some() && own(volume))
+        });
+    }
     let (env_from, key_ref, volume, volume_name, projected) = match resource {
         "secrets" => ("secretRef.name", "valueFrom.secretKeyRef.name", "secret", "secretName", "secret.name"),
         _ => ("configMapRef.name", "valueFrom.configMapKeyRef.name", "configMap", "name", "configMap.name"),
@@ -161,7 +214,7 @@ fn node_may(node: &str, verb: Verb, request: &ResourceRequest) -> bool {
     if verb.is_read() && sub.is_empty() {
         return matches!(
             resource,
-            ("", "pods" | "services" | "nodes" | "endpoints" | "namespaces" | "serviceaccounts")
+            ("", "pods" | "services" | "nodes" | "endpoints" | "namespaces" | "serviceaccounts" | "persistentvolumes")
                 | ("discovery.k8s.io", "endpointslices")
         ) || (resource == ("coordination.k8s.io", "leases") && request.namespace == NODE_LEASES);
     }
@@ -205,7 +258,7 @@ fn refusal(user: &User, info: &RequestInfo) -> ApiError {
 mod tests {
     use super::*;
     use crate::request::Query;
-    use crate::user::NODES;
+    use crate::user::{CONTROL_NODES, NODES};
     use dhow_state::{Expect, HistoryMax, Op, State, Txn};
     use serde_json::json;
 
@@ -307,6 +360,7 @@ mod tests {
                 "volumes": [
                     {"name": "v", "secret": {"secretName": "files"}}, {"name": "w", "configMap": {"name": "conf"}},
                     {"name": "x", "projected": {"sources": [{"secret": {"name": "part"}}, {"configMap": {"name": "bit"}}]}},
+                    {"name": "y", "persistentVolumeClaim": {"claimName": "data"}}, {"name": "z", "ephemeral": {}},
                 ],
             }})
         };
@@ -337,6 +391,11 @@ mod tests {
             let watch = format!("/api/v1/namespaces/a/configmaps?watch=1&fieldSelector=metadata.name%3D{name}");
             assert!(may_in(&state, &node, "GET", &watch), "{name}");
         }
+        for (name, want) in [("data", true), ("p1-z", true), ("p1-y", false), ("other", false)] {
+            let path = format!("/api/v1/namespaces/a/persistentvolumeclaims/{name}");
+            assert_eq!(may_in(&state, &node, "GET", &path), want, "{name}");
+            assert!(!may_in(&state, &node, "PATCH", &path), "{name}");
+        }
         for (method, path, want) in [
             ("PATCH", "pods/p1/status", true),
             ("PUT", "pods/p2/status", false),
@@ -357,6 +416,36 @@ mod tests {
     }
 
     #[test]
+    fn a_node_lets_go_of_the_deleted_volumes_of_its_own_disk() {
+        let mut state = State::new(HistoryMax::default());
+        let cases = [
+            ("own", "n1", true, true),
+            ("used", "n1", false, false),
+            ("other", "n2", true, false),
+            ("any", "", true, false),
+        ];
+        for (index, (name, node, deleting, _)) in cases.into_iter().enumerate() {
+            let mut volume = json!({"metadata": {"name": name}, "spec": {}});
+            if deleting {
+                volume["metadata"]["deletionTimestamp"] = "2026-01-02T15:04:05Z".into();
+            }
+            if !node.is_empty() {
+                volume["spec"]["nodeAffinity"] = json!({"required": {"nodeSelectorTerms": [{"matchExpressions": [
+                    {"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}]}});
+            }
+            let key = Key::new("persistentvolumes", "", name);
+            let put = Op::Put { key, value: volume.to_string().into(), expect: Expect::Absent, expires: None };
+            state.apply(index as u64 + 1, &Txn::one(put)).unwrap();
+        }
+        let node = User::authenticated("system:node:n1", [NODES.to_owned()]);
+        for (name, _, _, want) in cases {
+            let path = format!("/api/v1/persistentvolumes/{name}");
+            assert_eq!(may_in(&state, &node, "PATCH", &path), want, "{name}");
+            assert!(may_in(&state, &node, "GET", &path) && !may_in(&state, &node, "DELETE", &path), "{name}");
+        }
+    }
+
+    #[test]
     fn a_node_whose_certificate_is_over_may_renew_it_if_it_is_still_there() {
         let mut state = State::new(HistoryMax::default());
         let value = json!({"metadata": {"name": "n1"}}).to_string().into();
@@ -374,5 +463,37 @@ mod tests {
             assert_eq!(may_in(&state, user, method, path), want, "{} {method} {path}", user.name);
         }
         assert_eq!(User::authenticated("kubernetes-admin", [MASTERS.to_owned()]).expired(), None);
+    }
+
+    #[test]
+    fn a_witness_has_no_way_to_what_it_must_not_hold() {
+        let mut state = State::new(HistoryMax::default());
+        for (index, (id, witness)) in [(2, false), (3, true)].into_iter().enumerate() {
+            let value = json!({"metadata": {"name": id.to_string()}, "spec": {"id": id, "witness": witness}});
+            let key = Key::new(MEMBERS, "", id.to_string());
+            let put = Op::Put { key, value: value.to_string().into(), expect: Expect::Absent, expires: None };
+            state.apply(index as u64 + 1, &Txn::one(put)).unwrap();
+        }
+        let member = |id: u64| User::authenticated(format!("dhow:control:{id}"), [CONTROL_NODES.to_owned()]);
+        let (full, witness) = (member(2), member(3));
+        let (away, gone) = (witness.clone().expired().unwrap(), member(4).expired().unwrap());
+        for (user, method, path, want) in [
+            (&full, "GET", "/dhow/v1/backup", true),
+            (&witness, "GET", "/dhow/v1/backup", false),
+            (&witness, "GET", "/api/v1/secrets", false),
+            (&witness, "POST", "/dhow/v1/members", false),
+            (&witness, "DELETE", "/dhow/v1/members/m2", false),
+            (&witness, "GET", "/dhow/v1/members", true),
+            (&witness, "GET", "/dhow/v1/members/records", true),
+            (&witness, "GET", "/dhow/v1/membership", false),
+            (&witness, "GET", "/dhow/v1/status", true),
+            (&witness, "POST", "/dhow/v1/members/join", true),
+            (&witness, "POST", "/dhow/v1/renew", true),
+            (&away, "POST", "/dhow/v1/renew", true),
+            (&away, "GET", "/dhow/v1/members", false),
+            (&gone, "POST", "/dhow/v1/renew", false),
+        ] {
+            assert_eq!(may_in(&state, user, method, path), want, "{} {method} {path}", user.name);
+        }
     }
 }

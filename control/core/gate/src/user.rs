@@ -15,6 +15,8 @@ pub const MASTERS: &str = "system:masters";
 pub const NODES: &str = "system:nodes";
 /// Node agents whose certificate is over.
 pub const EXPIRED_NODES: &str = "dhow:expired-nodes";
+/// Control nodes whose certificate is over.
+pub const EXPIRED_CONTROL_NODES: &str = "dhow:expired-control-nodes";
 /// Control nodes, by their certificate.
 pub const CONTROL_NODES: &str = "dhow:control-nodes";
 /// What the name of a control node's user starts with; its member's number follows.
@@ -63,14 +65,28 @@ impl User {
         self.is_in(EXPIRED_NODES).then(|| self.name.strip_prefix(NODE_USER_PREFIX)).flatten()
     }
 
-    /// What is left of this caller once its certificate is over: a node may still ask for a fresh one, others are nobody.
+    /// What is left of this caller once its certificate is over: a node, or a control node that cannot make its own, may
+    /// still ask for a fresh one; others are nobody.
     pub fn expired(self) -> Option<User> {
-        self.node()?;
-        Some(User { groups: vec![EXPIRED_NODES.to_owned()], ..self })
+        let group = match (self.node(), self.member()) {
+            (Some(_), _) => EXPIRED_NODES,
+            (None, Some(_)) => EXPIRED_CONTROL_NODES,
+            (None, None) => return None,
+        };
+        Some(User { groups: vec![group.to_owned()], ..self })
     }
 
     /// The control node that the caller is, by its member's number.
     pub fn member(&self) -> Option<u64> {
-        self.is_in(CONTROL_NODES).then(|| self.name.strip_prefix(CONTROL_USER_PREFIX)?.parse().ok()).flatten()
+        self.member_in(CONTROL_NODES)
+    }
+
+    /// The control node that the caller was until its certificate was over.
+    pub fn expired_member(&self) -> Option<u64> {
+        self.member_in(EXPIRED_CONTROL_NODES)
+    }
+
+    fn member_in(&self, group: &str) -> Option<u64> {
+        self.is_in(group).then(|| self.name.strip_prefix(CONTROL_USER_PREFIX)?.parse().ok()).flatten()
     }
 }

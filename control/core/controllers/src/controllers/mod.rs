@@ -5,15 +5,18 @@ mod deployment;
 mod endpoints;
 mod endpointslice;
 mod endpointslice_mirroring;
+mod ephemeral_volume;
 mod garbage;
 mod namespace;
 mod node_ipam;
 pub(crate) mod node_lifecycle;
+pub(crate) mod persistent_volume;
 mod pod_gc;
 mod publisher;
 mod replicaset;
 mod slices;
 mod taint_eviction;
+mod volume_protection;
 
 use crate::plan::Controller;
 
@@ -32,6 +35,10 @@ pub(crate) static CONTROLLERS: &[Controller] = &[
     node_ipam::CONTROLLER,
     pod_gc::CONTROLLER,
     taint_eviction::CONTROLLER,
+    persistent_volume::CONTROLLER,
+    volume_protection::CLAIMS,
+    volume_protection::VOLUMES,
+    ephemeral_volume::CONTROLLER,
 ];
 
 /// Replaces or adds the entry with the same `type` in `status.conditions`.

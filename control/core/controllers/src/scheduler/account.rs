@@ -16,6 +16,7 @@ struct Taken {
     pods: i64,
     scored_cpu_m: i64,
     scored_memory: i64,
+    volume_bytes: i64,
     /// Pods by the UID of their controller.
     owners: BTreeMap<String, i64>,
 }
@@ -35,6 +36,8 @@ pub(super) struct NodeInfo<'a> {
     pub(super) pods: i64,
     pub(super) scored_cpu_m: i64,
     pub(super) scored_memory: i64,
+    /// Bytes of its disk that volumes may fill.
+    pub(super) volume_bytes: i64,
     owners: &'a BTreeMap<String, i64>,
 }
 
@@ -58,7 +61,7 @@ impl Account {
         let Some(node) = node else {
             if let Some(taken) = self.nodes.get_mut(name) {
                 taken.node = None;
-                if taken.pods == 0 {
+                if taken.pods == 0 && taken.volume_bytes == 0 {
                     self.nodes.remove(name);
                 }
             }
@@ -104,7 +107,16 @@ impl Account {
                 taken.owners.remove(owner);
             }
         }
-        if taken.pods == 0 && taken.node.is_none() {
+        if taken.pods == 0 && taken.volume_bytes == 0 && taken.node.is_none() {
+            self.nodes.remove(node);
+        }
+    }
+
+    /// A volume on the node's own disk is there, or gone (a negative number).
+    pub(super) fn add_volume(&mut self, node: &str, bytes: i64) {
+        let taken = self.nodes.entry(node.to_owned()).or_default();
+        taken.volume_bytes = taken.volume_bytes.saturating_add(bytes);
+        if taken.pods == 0 && taken.volume_bytes == 0 && taken.node.is_none() {
             self.nodes.remove(node);
         }
     }
@@ -124,6 +136,7 @@ impl Account {
                 pods: taken.pods,
                 scored_cpu_m: taken.scored_cpu_m,
                 scored_memory: taken.scored_memory,
+                volume_bytes: taken.volume_bytes,
                 owners: &taken.owners,
             })
         })

@@ -8,8 +8,9 @@ mod account;
 mod filter;
 mod needs;
 mod score;
+mod volumes;
 
-pub(crate) use needs::{Toleration, tolerations};
+pub(crate) use needs::{Term, Toleration, tolerations};
 
 use crate::cache::{Cache, Seen, Side};
 use crate::controllers::set_condition;
@@ -24,6 +25,7 @@ use serde_json::json;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use volumes::{Binding, Choice, Progress};
 
 /// As Kubernetes names it.
 pub(crate) const NAME: &str = "default-scheduler";
@@ -45,6 +47,8 @@ pub(crate) struct Attempt {
 enum Act {
     /// Bind it to this node.
     Bind(String),
+    /// Bind one of its claims, by a change of this object.
+    BindVolume(Key),
     Tell,
 }
 
@@ -77,6 +81,10 @@ pub(crate) struct Scheduler {
     due: BTreeSet<(Time, Key)>,
     /// Pods whose binding is on its way, and where to.
     assumed: BTreeMap<Key, (String, Arc<Pod>)>,
+    /// Those of them whose claims have to be bound before.
+    binding: Binding,
+    /// A claim or a volume changed since they were looked at.
+    volumes_changed: bool,
     /// Something changed that may help pods that fitted nowhere.
     eased: bool,
     rng: Rng,
@@ -91,6 +99,8 @@ impl Scheduler {
             line: BTreeSet::new(),
             due: BTreeSet::new(),
             assumed: BTreeMap::new(),
+            binding: Binding::default(),
+            volumes_changed: false,
             eased: false,
             rng: Rng::new(seed),
             now: Time::default(),
@@ -103,6 +113,10 @@ impl Scheduler {
         if seen.is(resource::NODES) {
             let node = |side: &Option<Side>| side.as_ref().and_then(Side::node_view);
             self.eased |= self.account.set_node(&seen.key.name, node(&seen.new));
+            return;
+        }
+        if [resource::CLAIMS, resource::VOLUMES, resource::CLASSES].iter().any(|resource| seen.is(resource)) {
+            self.observe_storage(seen);
             return;
         }
         if !seen.is(resource::PODS) {
@@ -121,6 +135,16 @@ impl Scheduler {
             self.account.add(node.as_str(), pod);
         }
         self.queue(now, &seen.key, new);
+    }
+
+    fn observe_storage(&mut self, seen: &Seen) {
+        (self.eased, self.volumes_changed) = (true, true);
+        for (side, sign) in [(&seen.old, -1), (&seen.new, 1)] {
+            let volume = side.as_ref().and_then(Side::volume);
+            if let Some((volume, node)) = volume.and_then(|volume| Some((volume, volume.local_node.as_deref()?))) {
+                self.account.add_volume(node, sign * volume.offered.bytes);
+            }
+        }
     }
 
     fn queue(&mut self, now: Time, key: &Key, pod: Option<Arc<Pod>>) {
@@ -147,6 +171,7 @@ impl Scheduler {
     }
 
     fn forget_assumed(&mut self, key: &Key) {
+        self.binding.end(key);
         if let Some((node, pod)) = self.assumed.remove(key) {
             self.account.remove(&node, &pod);
             self.eased = true;
@@ -163,22 +188,24 @@ impl Scheduler {
     }
 
     /// How many entries each map has.
-    pub(crate) fn sizes(&self) -> [(&'static str, usize); 5] {
+    pub(crate) fn sizes(&self) -> [(&'static str, usize); 6] {
         [
             ("scheduler's nodes", self.account.len()),
             ("waiting pods", self.waiting.len()),
             ("pods in line", self.line.len()),
             ("pods put off", self.due.len()),
             ("assumed pods", self.assumed.len()),
+            ("pods whose claims are bound", self.binding.len()),
         ]
     }
 
     /// When there is something to do.
     pub(crate) fn next(&self) -> Option<Time> {
-        if !self.line.is_empty() || (self.eased && !self.due.is_empty()) {
+        let to_look = self.volumes_changed && self.binding.len() > 0;
+        if !self.line.is_empty() || (self.eased && !self.due.is_empty()) || to_look {
             return Some(self.now);
         }
-        self.due.first().map(|(at, _)| *at)
+        self.due.first().map(|(at, _)| *at).into_iter().chain(self.binding.next()).min()
     }
 
     /// Places pods of the line, as many as may be written.
@@ -186,6 +213,7 @@ impl Scheduler {
         self.now = now;
         self.return_to_line(now);
         let mut decided = Decided::default();
+        self.bind_ready(now, cache, &mut decided);
         // Pods of one template that fitted nowhere a moment ago fit nowhere now: the nodes only got fuller since.
         let mut hopeless: BTreeMap<Needs, String> = BTreeMap::new();
         for _ in 0..room.min(BATCH_MAX) {
@@ -194,10 +222,18 @@ impl Scheduler {
                 self.leave(&key);
                 continue;
             };
-            let needs = Needs::of(&pod);
-            let known = hopeless.get(&needs).cloned();
-            match known.map_or_else(|| self.place(&needs, &pod), Err) {
-                Ok(node) => self.assume(&key, &pod, node, &mut decided),
+            let mut needs = Needs::of(&pod);
+            let volumes = volumes::wanted(cache, &self.binding, &pod, &|claim| self.is_used(cache, claim, &pod));
+            let placed = match volumes {
+                Ok(volumes) => {
+                    needs.volumes = volumes;
+                    let known = hopeless.get(&needs).cloned();
+                    known.map_or_else(|| self.place(cache, &needs, &pod), Err)
+                }
+                Err(why) => Err(format!("0/{} nodes are available: {why}.", self.account.nodes().count())),
+            };
+            match placed {
+                Ok(place) => self.assume(cache, &pod, place, &mut decided),
                 Err(why) => {
                     let attempts = self.put_off(now, &key, RETRY_MS);
                     tell(now, &pod, &why, attempts, &mut decided);
@@ -227,13 +263,44 @@ impl Scheduler {
         }
     }
 
+    /// Binds the pods whose claims have come to be bound, and takes back those whose never will.
+    fn bind_ready(&mut self, now: Time, cache: &Cache, decided: &mut Decided) {
+        let overdue = self.binding.next().is_some_and(|at| at <= now);
+        if !std::mem::take(&mut self.volumes_changed) && !overdue {
+            return;
+        }
+        for (pod, node, progress) in self.binding.look(cache, now) {
+            match progress {
+                Progress::Waits => {}
+                Progress::Done => {
+                    self.binding.end(&pod.object.key);
+                    decided.writes.push(binding(&pod, node));
+                }
+                Progress::Failed(why) => {
+                    self.take_back(now, &pod);
+                    decided.notes.push(Note::warning(&pod.object, "FailedScheduling", why));
+                }
+            }
+        }
+    }
+
+    /// Whether another pod uses a claim, or is about to.
+    fn is_used(&self, cache: &Cache, claim: &Key, by_others_than: &Pod) -> bool {
+        cache.pods_with(claim).any(|pod| {
+            pod.uid() != by_others_than.uid()
+                && !pod.phase.is_terminal()
+                && (pod.node.is_some() || self.assumed.contains_key(&pod.object.key))
+        })
+    }
+
     /// The best node, or why there is none.
-    fn place(&mut self, needs: &Needs, pod: &Pod) -> Result<String, String> {
+    fn place(&mut self, cache: &Cache, needs: &Needs, pod: &Pod) -> Result<Place, String> {
         let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
         let mut fitting = Vec::new();
         let mut nodes = 0;
-        for node in self.account.nodes() {
+        for mut node in self.account.nodes() {
             nodes += 1;
+            node.volume_bytes = node.volume_bytes.saturating_add(self.binding.promised(cache, node.name));
             let why = filter::reasons(needs, &node);
             if why.is_empty() {
                 fitting.push(node);
@@ -254,20 +321,36 @@ impl Scheduler {
         let best = scores.iter().copied().max().unwrap_or(0);
         let equals: Vec<usize> = (0..fitting.len()).filter(|at| scores[*at] == best).collect();
         let chosen = equals[usize::try_from(self.rng.below(equals.len() as u64)).unwrap_or(0)];
-        Ok(fitting[chosen].name.to_owned())
+        let node = &fitting[chosen];
+        let volumes = volumes::choose(&needs.volumes, node.node).unwrap_or_default();
+        Ok(Place { node: node.name.to_owned(), volumes })
     }
 
-    fn assume(&mut self, key: &Key, pod: &Arc<Pod>, node: String, decided: &mut Decided) {
+    fn assume(&mut self, cache: &Cache, pod: &Arc<Pod>, place: Place, decided: &mut Decided) {
+        let (key, Place { node, volumes }) = (&pod.object.key, place);
         self.leave(key);
         self.account.add(&node, pod);
-        let write = Write::Bind {
-            namespace: Arc::clone(&key.namespace),
-            pod: Arc::clone(&key.name),
-            uid: Uid::new(pod.uid()),
-            node: NodeName::new(node.as_str()),
-        };
         self.assumed.insert(key.clone(), (node.clone(), Arc::clone(pod)));
-        decided.writes.push((Attempt { pod: Arc::clone(pod), act: Act::Bind(node) }, write));
+        if volumes.is_empty() {
+            decided.writes.push(binding(pod, node));
+            return;
+        }
+        for write in self.binding.begin(cache, self.now, pod, &node, volumes) {
+            let Some(target) = crate::plan::target(&write) else { continue };
+            decided.writes.push((Attempt { pod: Arc::clone(pod), act: Act::BindVolume(target) }, write));
+        }
+        self.volumes_changed = true;
+    }
+
+    /// A pod's node was a wrong choice: it is tried again after a while.
+    fn take_back(&mut self, now: Time, pod: &Arc<Pod>) {
+        let key = &pod.object.key;
+        self.forget_assumed(key);
+        self.queue(now, key, Some(Arc::clone(pod)));
+        if let Some(rank) = self.waiting.get(key).map(|waiting| waiting.rank.clone()) {
+            self.line.remove(&rank);
+            self.put_off(now, key, BACKOFF_MS.0);
+        }
     }
 
     /// Lets a pod wait; how often it has been tried.
@@ -289,24 +372,62 @@ impl Scheduler {
         attempt: &Attempt,
         result: Result<Option<Revision>, WriteFault>,
     ) -> Option<Note> {
-        let Act::Bind(node) = &attempt.act else { return None };
         let (pod, key) = (&attempt.pod, &attempt.pod.object.key);
+        let node = match &attempt.act {
+            Act::Bind(node) => node,
+            Act::BindVolume(target) => return self.written_for_volume(now, pod, target, result),
+            Act::Tell => return None,
+        };
         let Err(fault) = result else {
             let message = format!("Successfully assigned {}/{} to {node}", key.namespace, key.name);
             return Some(Note::normal(&pod.object, "Scheduled", message));
         };
         // If it is not assumed any more, the pod is gone, or somebody else bound it.
         if self.assumed.get(key).is_some_and(|(_, assumed)| assumed.uid() == pod.uid()) {
-            self.forget_assumed(key);
-            self.queue(now, key, Some(Arc::clone(pod)));
-            if let Some(rank) = self.waiting.get(key).map(|waiting| waiting.rank.clone()) {
-                self.line.remove(&rank);
-                self.put_off(now, key, BACKOFF_MS.0);
-            }
+            self.take_back(now, pod);
         }
         let quiet = matches!(fault, WriteFault::Conflict | WriteFault::NotFound);
         (!quiet).then(|| Note::warning(&pod.object, "FailedScheduling", format!("binding rejected: {fault}")))
     }
+
+    fn written_for_volume(
+        &mut self,
+        now: Time,
+        pod: &Arc<Pod>,
+        target: &Key,
+        result: Result<Option<Revision>, WriteFault>,
+    ) -> Option<Note> {
+        self.volumes_changed = true;
+        match result {
+            Ok(revision) => self.binding.written(pod, target.clone(), revision),
+            Err(fault) if self.binding.has(pod) => {
+                self.take_back(now, pod);
+                let quiet = matches!(fault, WriteFault::Conflict | WriteFault::NotFound);
+                return (!quiet)
+                    .then(|| Note::warning(&pod.object, "FailedScheduling", format!("binding volumes: {fault}")));
+            }
+            Err(_) => {}
+        }
+        None
+    }
+}
+
+/// Where a pod goes, and what is to be done for its claims there.
+struct Place {
+    node: String,
+    volumes: Vec<Choice>,
+}
+
+/// The write that binds a pod to a node.
+fn binding(pod: &Arc<Pod>, node: String) -> (Attempt, Write) {
+    let key = &pod.object.key;
+    let write = Write::Bind {
+        namespace: Arc::clone(&key.namespace),
+        pod: Arc::clone(&key.name),
+        uid: Uid::new(pod.uid()),
+        node: NodeName::new(node.as_str()),
+    };
+    (Attempt { pod: Arc::clone(pod), act: Act::Bind(node) }, write)
 }
 
 /// A pod that takes room on its node.

@@ -1,7 +1,8 @@
 //! What a pod asks of its node, read from its spec when its turn comes.
 
 use super::account::NodeInfo;
-use crate::views::{Pod, Resources, Taint, read};
+use super::volumes::VolumeNeeds;
+use crate::views::{Node, Pod, Resources, Taint, read};
 use dhow_state::Object;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -15,6 +16,8 @@ pub(super) struct Needs {
     pub(super) required: Option<Vec<Term>>,
     pub(super) preferred: Vec<(i64, Term)>,
     pub(super) tolerations: Vec<Toleration>,
+    /// Filled in by whoever knows the claims.
+    pub(super) volumes: VolumeNeeds,
 }
 
 /// A toleration of a pod.
@@ -50,7 +53,7 @@ impl Toleration {
 /// A term of node affinity: all of its requirements must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
-pub(super) struct Term {
+pub(crate) struct Term {
     match_expressions: Option<Vec<Requirement>>,
     match_fields: Option<Vec<Requirement>>,
 }
@@ -66,12 +69,29 @@ struct Requirement {
 impl Term {
     /// A term without requirements matches nothing.
     pub(super) fn matches(&self, node: &NodeInfo<'_>) -> bool {
+        self.matches_node(node.node)
+    }
+
+    pub(super) fn matches_node(&self, node: &Node) -> bool {
         let expressions = self.match_expressions.as_deref().unwrap_or_default();
         let fields = self.match_fields.as_deref().unwrap_or_default();
-        let field = |key: &str| (key == "metadata.name").then_some(node.name);
+        let field = |key: &str| (key == "metadata.name").then_some(&*node.object.key.name);
         !(expressions.is_empty() && fields.is_empty())
-            && expressions.iter().all(|requirement| requirement.holds(node.node.object.index.label(&requirement.key)))
+            && expressions.iter().all(|requirement| requirement.holds(node.object.index.label(&requirement.key)))
             && fields.iter().all(|requirement| requirement.holds(field(&requirement.key)))
+    }
+}
+
+impl Term {
+    /// The one value that the label must have, if that is all that the term asks for.
+    pub(crate) fn only(&self, label: &str) -> Option<&str> {
+        match (self.match_expressions.as_deref()?, self.match_fields.as_deref().unwrap_or_default()) {
+            ([one], []) if one.key == label && one.operator == "In" => match one.values.as_deref()? {
+                [value] => Some(value),
+                _ => None,
+            },
+            _ => None,
+        }
     }
 }
 
@@ -145,6 +165,7 @@ impl Needs {
             required: affinity.required.map(|required| required.node_selector_terms.unwrap_or_default()),
             preferred: affinity.preferred.into_iter().flatten().map(|term| (term.weight, term.preference)).collect(),
             tolerations: normal(spec.tolerations),
+            volumes: VolumeNeeds::default(),
         }
     }
 

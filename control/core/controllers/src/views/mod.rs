@@ -8,6 +8,7 @@ mod node;
 mod pod;
 mod resources;
 mod service;
+mod storage;
 mod template;
 mod workload;
 
@@ -15,6 +16,9 @@ pub(crate) use node::{Node, Taint, Truth};
 pub(crate) use pod::{Phase, Pod};
 pub(crate) use resources::Resources;
 pub(crate) use service::{Service, Target};
+pub(crate) use storage::{
+    BIND_COMPLETED, BOUND_BY_CONTROLLER, Claim, Class, HOSTNAME, LOCAL_DRIVER, SELECTED_NODE, Volume,
+};
 pub(crate) use template::POD_TEMPLATE_HASH;
 pub(crate) use workload::{Counts, Deployment, ReplicaSet, annotation};
 
@@ -34,6 +38,9 @@ pub(crate) mod resource {
     pub(crate) const LEASES: &str = "leases.coordination.k8s.io";
     pub(crate) const REPLICA_SETS: &str = "replicasets.apps";
     pub(crate) const DEPLOYMENTS: &str = "deployments.apps";
+    pub(crate) const CLAIMS: &str = "persistentvolumeclaims";
+    pub(crate) const VOLUMES: &str = "persistentvolumes";
+    pub(crate) const CLASSES: &str = "storageclasses.storage.k8s.io";
 }
 
 /// A parsed object; cheap to clone.
@@ -44,6 +51,9 @@ pub(crate) enum View {
     ReplicaSet(Arc<ReplicaSet>),
     Deployment(Arc<Deployment>),
     Service(Arc<Service>),
+    Claim(Arc<Claim>),
+    Volume(Arc<Volume>),
+    Class(Arc<Class>),
     Other,
 }
 
@@ -67,6 +77,18 @@ impl View {
     pub(crate) fn service(&self) -> Option<&Arc<Service>> {
         if let Self::Service(service) = self { Some(service) } else { None }
     }
+
+    pub(crate) fn claim(&self) -> Option<&Arc<Claim>> {
+        if let Self::Claim(claim) = self { Some(claim) } else { None }
+    }
+
+    pub(crate) fn volume(&self) -> Option<&Arc<Volume>> {
+        if let Self::Volume(volume) = self { Some(volume) } else { None }
+    }
+
+    pub(crate) fn class(&self) -> Option<&Arc<Class>> {
+        if let Self::Class(class) = self { Some(class) } else { None }
+    }
 }
 
 /// Parses the view of an object.
@@ -77,6 +99,9 @@ pub(crate) fn view(object: &Arc<Object>) -> View {
         resource::REPLICA_SETS => View::ReplicaSet(Arc::new(workload::replica_set(object))),
         resource::DEPLOYMENTS => View::Deployment(Arc::new(workload::deployment(object))),
         resource::SERVICES => View::Service(Arc::new(service::service(object))),
+        resource::CLAIMS => View::Claim(Arc::new(storage::claim(object))),
+        resource::VOLUMES => View::Volume(Arc::new(storage::volume(object))),
+        resource::CLASSES => View::Class(Arc::new(storage::class(object))),
         _ => View::Other,
     }
 }

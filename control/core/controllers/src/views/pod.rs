@@ -58,6 +58,8 @@ pub(crate) struct Pod {
     pub(crate) ours_to_schedule: bool,
     pub(crate) requests: Resources,
     pub(crate) ports: Vec<NamedPort>,
+    /// The claims that its volumes are of, by their names in its namespace.
+    pub(crate) claims: Vec<String>,
 }
 
 impl Pod {
@@ -147,6 +149,7 @@ pub(super) fn pod(object: &Arc<Object>) -> Pod {
             && json.spec.scheduling_gates.is_none_or(|gates| gates.is_empty()),
         requests: pod_requests(&containers, &init, json.spec.overhead.as_ref()),
         ports,
+        claims: claims(&object.key.name, json.spec.volumes),
     }
 }
 
@@ -177,6 +180,16 @@ fn pod_requests(
         sum.add(&Resources::parse(overhead));
     }
     sum
+}
+
+/// A claim that is made for the pod alone has a name that follows from the pod's.
+fn claims(pod: &str, volumes: Option<Vec<VolumeJson>>) -> Vec<String> {
+    let one = |volume: VolumeJson| match (volume.persistent_volume_claim, volume.ephemeral) {
+        (Some(claim), _) => Some(claim.claim_name),
+        (None, Some(_)) => Some(format!("{pod}-{}", volume.name)),
+        (None, None) => None,
+    };
+    volumes.into_iter().flatten().filter_map(one).collect()
 }
 
 fn controller(owners: Option<Vec<OwnerJson>>) -> Option<String> {
@@ -218,6 +231,21 @@ struct PodSpecJson {
     containers: Option<Vec<ContainerJson>>,
     init_containers: Option<Vec<ContainerJson>>,
     overhead: Option<BTreeMap<String, Tree>>,
+    volumes: Option<Vec<VolumeJson>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct VolumeJson {
+    name: String,
+    persistent_volume_claim: Option<ClaimJson>,
+    ephemeral: Option<serde::de::IgnoredAny>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct ClaimJson {
+    claim_name: String,
 }
 
 #[derive(Default, Deserialize)]

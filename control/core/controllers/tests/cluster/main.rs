@@ -10,4 +10,5 @@ mod rollouts;
 mod scheduling;
 mod services;
 mod sets;
+mod storage;
 mod world;

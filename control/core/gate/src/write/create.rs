@@ -1,7 +1,8 @@
 //! POST to a collection.
 
 use super::{
-    Context, Name, Plan, Reply, claims, key_of, pod, put, service, settle_namespace, settle_type, strip_server_fields,
+    Context, Name, Plan, Reply, claims, key_of, pod, put, service, settle_namespace, settle_type, storage,
+    strip_server_fields,
 };
 use dhow_api::Tree;
 use dhow_api::kinds::Kind;
@@ -27,6 +28,7 @@ pub fn create(ctx: &Context<'_>, kind: &Kind, namespace: &str, mut tree: Tree) -
     meta::set_uid(&mut tree, &rng.uuid());
     meta::set_creation_timestamp(&mut tree, ctx.now);
     (kind.default)(&mut tree);
+    storage::default_class(ctx, kind, &mut tree);
     (kind.prepare_create)(&mut tree);
     kind.check_create(&tree)?;
     pod::check_account(ctx, kind, &tree)?;

@@ -9,6 +9,7 @@ mod delete;
 mod pod;
 mod scale;
 mod service;
+mod storage;
 mod update;
 
 pub use create::create;

@@ -508,6 +508,30 @@ fn of_two_plans_for_one_address_the_state_takes_one() {
 }
 
 #[test]
+fn a_claim_of_no_class_gets_the_youngest_default_one() {
+    let mut cluster = Cluster::new();
+    let claim = |name: &str, class: Option<&str>| {
+        json!({"kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": {"accessModes": ["ReadWriteOnce"],
+            "storageClassName": class, "resources": {"requests": {"storage": "1Gi"}}}})
+    };
+    let class_of = |tree: Tree| meta::at(&tree, "spec.storageClassName").and_then(Tree::as_str).map(str::to_owned);
+    let mut create =
+        |name: &str, class| class_of(cluster.create("persistentvolumeclaims", claim(name, class)).unwrap());
+    assert_eq!(create("before", None), None);
+    for (name, default) in [("plain", "false"), ("b", "true"), ("a", "true")] {
+        let annotations = json!({"storageclass.kubernetes.io/is-default-class": default});
+        let class = json!({"kind": "StorageClass", "metadata": {"name": name, "annotations": annotations},
+            "provisioner": "dhow.dev/local"});
+        cluster.create("storageclasses.storage.k8s.io", class).unwrap();
+    }
+    let mut create =
+        |name: &str, class| class_of(cluster.create("persistentvolumeclaims", claim(name, class)).unwrap());
+    assert_eq!(create("after", None).as_deref(), Some("a"), "of two of one age the first by name");
+    assert_eq!(create("none", Some("")).as_deref(), Some(""));
+    assert_eq!(create("other", Some("x")).as_deref(), Some("x"));
+}
+
+#[test]
 fn a_pod_speaks_for_an_account_that_exists() {
     let mut cluster = Cluster::new();
     let with_account = |name: &str, account: &str| {

@@ -11,7 +11,7 @@ pub(super) fn check(needs: &Needs, node: &NodeInfo<'_>, reasons: &mut Vec<String
     for (name, asked, has, used) in [
         ("cpu", asked.cpu_m, has.cpu_m, used.cpu_m),
         ("memory", asked.memory, has.memory, used.memory),
-        ("ephemeral-storage", asked.ephemeral, has.ephemeral, used.ephemeral),
+        ("ephemeral-storage", asked.ephemeral, has.ephemeral, used.ephemeral.saturating_add(node.volume_bytes)),
     ] {
         lacks(name, asked, has, used, reasons);
     }

@@ -4,6 +4,7 @@ mod affinity;
 mod fit;
 mod taints;
 mod unschedulable;
+mod volumes;
 
 use super::account::NodeInfo;
 use super::needs::Needs;
@@ -12,7 +13,7 @@ use super::needs::Needs;
 type Rule = fn(&Needs, &NodeInfo<'_>, &mut Vec<String>);
 
 /// In the order in which they are asked; the first that objects ends the matter.
-const RULES: [Rule; 4] = [unschedulable::check, taints::check, affinity::check, fit::check];
+const RULES: [Rule; 5] = [unschedulable::check, taints::check, affinity::check, fit::check, volumes::check];
 
 /// Why the pod cannot go to the node; empty when it can.
 pub(super) fn reasons(needs: &Needs, node: &NodeInfo<'_>) -> Vec<String> {
