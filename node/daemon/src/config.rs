@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use dhow_image::Registries;
 use dhow_pki::Identity;
 use dhow_types::NodeName;
 
@@ -35,6 +36,8 @@ pub struct Config {
     pub node_ip: IpAddr,
     /// The address on which NodePorts are opened; `None` opens none (a further agent of the same process).
     pub node_port_ip: Option<IpAddr>,
+    /// What it knows of registries outside of the cluster, and when images are removed.
+    pub registries: Registries,
 }
 
 impl Config {
@@ -60,6 +63,7 @@ impl Config {
             allow_host_paths: false,
             node_ip,
             node_port_ip: None,
+            registries: Registries::default(),
         }
     }
 }

@@ -109,6 +109,7 @@ impl Node {
             allow_host_paths,
             node_ip,
             node_port_ip,
+            registries,
         } = config;
         let layout = Layout::new(&data_dir);
         layout.create().map_err(|source| NodeError::DataDir { path: data_dir.clone(), source })?;
@@ -139,7 +140,7 @@ impl Node {
             layout,
             switch: switch.clone(),
             engine: engine.clone(),
-            images: Images::new(store, client.clone(), engine, allow_file_images),
+            images: Images::new(store, client.clone(), engine, (registries, allow_file_images)),
             objects: ObjectReader::new(client.clone()),
             links: RwLock::new(BTreeMap::new()),
             sandboxes: Sandboxes::default(),

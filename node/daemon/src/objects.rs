@@ -23,7 +23,7 @@ enum Source {
 }
 
 type Key = (Source, String, String);
-type Found = Result<Option<Arc<Entries>>, String>;
+pub(crate) type Found = Result<Option<Arc<Entries>>, String>;
 
 /// Fetches ConfigMaps and Secrets; those who need the same one at the same time share a request.
 pub(crate) struct ObjectReader {
@@ -51,6 +51,11 @@ impl ObjectReader {
             }
         }
         Ok(objects)
+    }
+
+    /// One secret, if it exists.
+    pub(crate) async fn secret(&self, namespace: &str, name: &str) -> Found {
+        self.one(Source::Secret, namespace, name).await
     }
 
     async fn one(&self, source: Source, namespace: &str, name: &str) -> Found {

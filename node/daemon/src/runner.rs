@@ -35,7 +35,7 @@ use crate::clock::Forward;
 use crate::control::ControlNodes;
 use crate::events::Recorder;
 use crate::hooks::Hook;
-use crate::images::Images;
+use crate::images::{Images, Wanted, apply_defaults};
 use crate::last_word::{LastWord, remove_private};
 use crate::layout::{self, Layout};
 use crate::objects::ObjectReader;
@@ -319,7 +319,8 @@ impl Runner {
             Out::Event(event) => shared.events.record(event),
             Out::SetUp(pod) => return self.begin_set_up(pod),
             Out::Pull { at, image, policy } => {
-                self.work.spawn(async move { Some(pull(&shared, at, &image, policy).await) });
+                let answers = self.answers.clone();
+                self.work.spawn(async move { Some(pull(&shared, &answers, at, (&image, policy)).await) });
             }
             Out::Start { at, attempt, pod } => {
                 let answers = self.answers.clone();
@@ -481,10 +482,24 @@ pub(crate) async fn refresh_volumes(shared: Arc<Shared>, stop: Stop) {
 
 // ---- containers ----
 
-async fn pull(shared: &Shared, at: ContainerRef, image: &str, policy: PullPolicy) -> In {
-    let result = shared.images.pull(image, policy).await.and_then(|(image, pulled)| {
+async fn pull(
+    shared: &Shared,
+    answers: &mpsc::Sender<In>,
+    at: ContainerRef,
+    (image, policy): (&str, PullPolicy),
+) -> In {
+    let gone = || PullFault::Failed("the pod is gone".to_owned());
+    let Some(pod) = shared.sandboxes.with(&at.uid, |sandbox| sandbox.pod.clone()) else {
+        return In::Pulled { at, result: Err(gone()) };
+    };
+    let began = async {
+        // Only a loop that ends does not hear it.
+        answers.send(In::PullBegan { at: at.clone() }).await.ok();
+    };
+    let pulled = shared.images.pull(&shared.objects, Wanted { image, policy, pod: &pod }, began).await;
+    let result = pulled.and_then(|(image, pulled)| {
         let kept = shared.sandboxes.with(&at.uid, |sandbox| sandbox.images.insert(at.container.clone(), image));
-        kept.map(|_| pulled).ok_or_else(|| PullFault::Failed("the pod is gone".to_owned()))
+        kept.map(|_| pulled).ok_or_else(gone)
     });
     In::Pulled { at, result }
 }
@@ -547,7 +562,10 @@ async fn start_container(
     if private.exists() {
         remove_private(private.clone()).await;
     }
-    let (spec, view) = container_spec(shared, &pod, at, attempt, ip, &volumes).await?;
+    let (mut spec, view) = container_spec(shared, &pod, at, attempt, ip, &volumes).await?;
+    if let Some(container) = spec::container(&pod, &at.container) {
+        apply_defaults(&image.defaults, container, &mut spec);
+    }
     let _permit = limits.starts.acquire().await.expect("the semaphore is never closed");
     let program = shared.images.program(&image).await?;
     let logs = shared.layout.logs(&pod, &at.container).ok_or_else(gone)?;

@@ -108,9 +108,11 @@ fn uid_of(input: &In) -> Option<Uid> {
         In::Gone(uid) | In::SandboxRemoved(uid) => Some(uid.clone()),
         In::SandboxReady { uid, .. }
         | In::SandboxFailed { uid, .. }
+        | In::Evict { uid, .. }
         | In::StatusWritten { uid, .. }
         | In::Deleted { uid, .. } => Some(uid.clone()),
-        In::Pulled { at, .. }
+        In::PullBegan { at }
+        | In::Pulled { at, .. }
         | In::Started { at, .. }
         | In::StartFailed { at, .. }
         | In::Exited { at, .. }

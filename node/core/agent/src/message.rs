@@ -88,6 +88,8 @@ pub enum PullFault {
     InvalidName(String),
     /// The policy is `Never` and it is not here: `ErrImageNeverPull`.
     NotPresent,
+    /// It is not signed as the node wants it: `SignatureValidationFailed`.
+    Unsigned(String),
     /// Anything else: `ErrImagePull`.
     Failed(String),
 }
@@ -137,6 +139,11 @@ pub enum In {
     },
     /// What [`Out::TearDown`] asked for is done.
     SandboxRemoved(Uid),
+    /// A pull goes on to ask a registry: the image is not on the node, or may be another one now.
+    PullBegan {
+        /// For which container.
+        at: ContainerRef,
+    },
     /// A pull ended.
     Pulled {
         /// For which container.
@@ -190,6 +197,17 @@ pub enum In {
         hook: HookKind,
         /// Whether it did what it should, or why not.
         result: Result<(), String>,
+    },
+    /// The pod has to leave the node: it fails, `Evicted`.
+    Evict {
+        /// Which pod.
+        uid: Uid,
+        /// Why, for its status.
+        message: String,
+        /// How long its containers may take to end.
+        grace_ms: u64,
+        /// Whether it is for the node's sake, and not for a limit of the pod's own.
+        disrupted: bool,
     },
     /// The API server answered [`Out::WriteStatus`].
     StatusWritten {

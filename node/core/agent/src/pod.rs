@@ -7,28 +7,28 @@
 //! object any more); then its containers are stopped, its last status is written, its sandbox torn down, and, if it was
 //! deleted, its object removed.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use dhow_runtime_contract::{Exit, ExitReason, PullPolicy};
+use dhow_runtime_contract::{Exit, ExitReason};
 use dhow_types::{Time, Uid};
 use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
 use crate::agent::Config;
 use crate::backoff::Backoff;
 use crate::container::{
-    ContainerRun, Halt, Part, Step, Terminated, Waiting, adopt, container_id, pull_policy, restarts, short_duration,
-    time,
+    ContainerRun, Halt, Part, Step, Terminated, Waiting, adopt, container_id, restarts, short_duration, time,
 };
 use crate::message::{
-    ContainerRef, EventKind, HookKind, In, Keep, Out, PodEvent, PodRef, ProbeKind, ProbeOutcome, PullFault,
-    PulledImage, StartFault, Written,
+    ContainerRef, EventKind, HookKind, In, Keep, Out, PodEvent, PodRef, ProbeKind, ProbeOutcome, StartFault, Written,
 };
 use crate::probe::{Finding, ProbeRun};
 use crate::status::{Conditions, Report};
 
 mod halt;
 mod ignored;
+mod images;
 
 /// How long `ContainerCreating` may stay unwritten: most pods are ready before, and need one write instead of two.
 const CREATING_WRITE_MS: u64 = 1_500;
@@ -40,8 +40,6 @@ const REGAIN_MS: u64 = 1_000;
 /// How long the stored conditions may differ from the pod's before they are written again: they come by a watch, which
 /// may lag behind this agent's own writes.
 const AMEND_MS: u64 = 1_000;
-/// How long `ErrImagePull` is shown before it becomes `ImagePullBackOff`.
-const ERR_IMAGE_PULL_SHOWN_MS: u64 = 2_000;
 /// How long a pod's containers may take to end when its object is gone: nobody waits for them.
 const GONE_GRACE_MS: u64 = 1_000;
 /// The grace period of a pod that states none.
@@ -80,7 +78,11 @@ enum Ending {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Failure {
     pub(crate) reason: &'static str,
-    pub(crate) message: &'static str,
+    pub(crate) message: Cow<'static, str>,
+    /// How long its containers may take to end, if not as long as the pod says.
+    pub(crate) grace_ms: Option<u64>,
+    /// It failed for the node's sake.
+    pub(crate) disrupted: bool,
 }
 
 /// One pod of this node.
@@ -223,6 +225,7 @@ impl PodRun {
         match input {
             In::Pod(pod) => self.pod_changed(now, pod, out),
             In::Gone(_) => self.gone = true,
+            In::Evict { message, grace_ms, disrupted, .. } => self.evicted(now, message, grace_ms, disrupted, out),
             In::SandboxReady { ip, .. } => {
                 if self.sandbox == Sandbox::SettingUp {
                     self.sandbox = Sandbox::Ready;
@@ -236,6 +239,7 @@ impl PodRun {
                     self.sandbox = Sandbox::Removed(keep);
                 }
             }
+            In::PullBegan { at } => self.pull_began(now, &at, out),
             In::Pulled { at, result } => match result {
                 Ok(image) => self.pulled(now, &at, &image, out),
                 Err(fault) => self.pull_failed(now, &at, fault, out),
@@ -286,10 +290,23 @@ impl PodRun {
         let deadline = self.start_time + u64::try_from(seconds).unwrap_or(0).saturating_mul(1000);
         if self.due(Some(deadline), now) {
             let message = "Pod was active on the node longer than the specified deadline";
-            self.failure = Some(Failure { reason: "DeadlineExceeded", message });
+            let (message_of, grace_ms) = (Cow::Borrowed(message), None);
+            let failure = Failure { reason: "DeadlineExceeded", message: message_of, grace_ms, disrupted: false };
+            self.failure = Some(failure);
             self.event(now, None, EventKind::Normal, "DeadlineExceeded", message.to_owned(), out);
             self.report.touch(now);
         }
+    }
+
+    /// The pod has to leave the node, for a limit of its own or for the node's sake.
+    fn evicted(&mut self, now: Time, message: String, grace_ms: u64, disrupted: bool, out: &mut Vec<Out>) {
+        if self.gone || self.deleting() || self.over() {
+            return;
+        }
+        self.event(now, None, EventKind::Warning, "Evicted", message.clone(), out);
+        let message = Cow::Owned(message);
+        self.failure = Some(Failure { reason: "Evicted", message, grace_ms: Some(grace_ms), disrupted });
+        self.report.touch(now);
     }
 
     // ---- running a pod ----
@@ -326,7 +343,7 @@ impl PodRun {
         match self.containers[at].step {
             Step::Idle { until } => {
                 if self.due(until, now) {
-                    self.begin_pull(at, now, out);
+                    self.begin_pull(at, out);
                 } else {
                     self.turn_into_backoff(at, now, out);
                 }
@@ -334,38 +351,6 @@ impl PodRun {
             Step::Running { halt: Halt::No, .. } => self.ask_probes(at, now, out),
             _ => {}
         }
-    }
-
-    fn begin_pull(&mut self, at: usize, now: Time, out: &mut Vec<Out>) {
-        let pod = self.pod.clone();
-        let Some(spec) = self.containers[at].spec(&pod) else { return };
-        let image = spec.image.clone().unwrap_or_default();
-        let policy = pull_policy(spec.image_pull_policy.as_deref(), &image);
-        if policy == PullPolicy::Always {
-            self.event(now, Some(at), EventKind::Normal, "Pulling", format!("Pulling image \"{image}\""), out);
-        }
-        let container = &mut self.containers[at];
-        container.step = Step::Pulling;
-        container.image.clone_from(&image);
-        container.pull_turns = None;
-        out.push(Out::Pull { at: self.container_ref(at), image, policy });
-    }
-
-    /// `ErrImagePull → ImagePullBackOff`, a little after the failure.
-    fn turn_into_backoff(&mut self, at: usize, now: Time, out: &mut Vec<Out>) {
-        let Some(turns) = self.containers[at].pull_turns else { return };
-        if !self.due(Some(turns), now) {
-            return;
-        }
-        let container = &mut self.containers[at];
-        container.pull_turns = None;
-        let image = &container.image;
-        let back_off = format!("Back-off pulling image \"{image}\"");
-        let message = format!("{back_off}: {}: {}", container.waiting.reason, container.waiting.message);
-        container.waiting = Waiting { reason: "ImagePullBackOff", message };
-        self.event(now, Some(at), EventKind::Normal, "BackOff", back_off, out);
-        self.event(now, Some(at), EventKind::Warning, "Failed", "Error: ImagePullBackOff".to_owned(), out);
-        self.report.touch(now);
     }
 
     fn ask_probes(&mut self, at: usize, now: Time, out: &mut Vec<Out>) {
@@ -417,7 +402,10 @@ impl PodRun {
         let seconds = match ending {
             Ending::Gone => return GONE_GRACE_MS,
             Ending::Deleted => self.pod.metadata.deletion_grace_period_seconds,
-            Ending::Over => None,
+            Ending::Over => match self.failure.as_ref().and_then(|failure| failure.grace_ms) {
+                Some(grace_ms) => return grace_ms,
+                None => None,
+            },
         };
         let seconds = seconds.or_else(|| self.spec()?.termination_grace_period_seconds).unwrap_or(GRACE_DEFAULT_S);
         u64::try_from(seconds).unwrap_or(0).saturating_mul(1000)
@@ -503,71 +491,6 @@ impl PodRun {
             self.event(now, None, EventKind::Warning, "FailedMount", message.to_owned(), out);
             self.report.touch_later(now + RUNNING_WRITE_MS);
         }
-    }
-
-    fn pulled(&mut self, now: Time, at: &ContainerRef, image: &PulledImage, out: &mut Vec<Out>) {
-        let Some(at) = self.find(at, |step| matches!(step, Step::Pulling)) else { return };
-        let container = &mut self.containers[at];
-        container.image_id.clone_from(&image.image_id);
-        container.pull.reset();
-        let name = container.image.clone();
-        // Nothing is started in a pod that is ending.
-        if self.ending().is_some() {
-            self.containers[at].step = Step::Idle { until: None };
-            return;
-        }
-        let always = self.containers[at]
-            .spec(&self.pod)
-            .is_some_and(|s| pull_policy(s.image_pull_policy.as_deref(), &name) == PullPolicy::Always);
-        let message = if image.already_present && !always {
-            format!("Container image \"{name}\" already present on machine")
-        } else {
-            if !always {
-                self.event(now, Some(at), EventKind::Normal, "Pulling", format!("Pulling image \"{name}\""), out);
-            }
-            let took = short_duration(image.took_ms);
-            format!(
-                "Successfully pulled image \"{name}\" in {took} ({took} including waiting). Image size: {} bytes.",
-                image.size
-            )
-        };
-        self.event(now, Some(at), EventKind::Normal, "Pulled", message, out);
-        let (reference, container) = (self.container_ref(at), &mut self.containers[at]);
-        container.step = Step::Starting;
-        out.push(Out::Start { at: reference, attempt: container.next_attempt(), pod: self.pod.clone() });
-    }
-
-    fn pull_failed(&mut self, now: Time, at: &ContainerRef, fault: PullFault, out: &mut Vec<Out>) {
-        let Some(at) = self.find(at, |step| matches!(step, Step::Pulling)) else { return };
-        let image = self.containers[at].image.clone();
-        let (reason, message, event) = match fault {
-            PullFault::InvalidName(why) => {
-                let message =
-                    format!("Failed to apply default image tag \"{image}\": couldn't parse image name: {why}");
-                ("InvalidImageName", message.clone(), ("InspectFailed", message))
-            }
-            PullFault::NotPresent => {
-                let message = format!("Container image \"{image}\" is not present with pull policy of Never");
-                ("ErrImageNeverPull", message.clone(), ("ErrImageNeverPull", message))
-            }
-            PullFault::Failed(why) => {
-                let message = format!("Failed to pull image \"{image}\": {why}");
-                ("ErrImagePull", why, ("Failed", message))
-            }
-        };
-        let always = self.containers[at]
-            .spec(&self.pod)
-            .is_some_and(|s| pull_policy(s.image_pull_policy.as_deref(), &image) == PullPolicy::Always);
-        if reason == "ErrImagePull" && !always {
-            self.event(now, Some(at), EventKind::Normal, "Pulling", format!("Pulling image \"{image}\""), out);
-        }
-        self.event(now, Some(at), EventKind::Warning, event.0, event.1, out);
-        self.event(now, Some(at), EventKind::Warning, "Failed", format!("Error: {reason}"), out);
-        let container = &mut self.containers[at];
-        container.step = Step::Idle { until: Some(now + container.pull.fail(now)) };
-        container.pull_turns = (reason == "ErrImagePull").then_some(now + ERR_IMAGE_PULL_SHOWN_MS);
-        container.waiting = Waiting { reason, message };
-        self.report.touch(now);
     }
 
     fn started(&mut self, now: Time, at: &ContainerRef, attempt: u32, out: &mut Vec<Out>) {

@@ -6,6 +6,7 @@ mod ignored;
 mod lifecycle;
 
 use crate::Agent;
+use crate::message::{PullFault, PulledImage};
 use dhow_types::Machine;
 use serde_json::{Value, json};
 
@@ -128,6 +129,9 @@ impl Sim {
             Out::SetUp(_) => Some(In::SandboxReady { uid, ip: "10.64.0.2".parse().unwrap() }),
             Out::Pull { at, image, policy } => {
                 self.seen.push(format!("pull {} {image} {policy:?}", at.container));
+                if matches!(self.pull, Err(PullFault::Failed(_) | PullFault::Unsigned(_))) {
+                    self.feed(In::PullBegan { at: at.clone() });
+                }
                 let image = PulledImage { image_id: "id".into(), size: 7, already_present: true, took_ms: 1 };
                 Some(In::Pulled { at, result: self.pull.clone().map(|()| image) })
             }
@@ -337,6 +341,7 @@ fn a_failing_pull_turns_into_a_back_off_and_recovers() {
     sim.pass(300_000);
     assert_eq!(sim.line(), "Running true running - 0");
     for event in [
+        "Pulling: Pulling image \"hello:1.0\"",
         "Failed: Failed to pull image \"hello:1.0\": manifest unknown",
         "Failed: Error: ErrImagePull",
         "BackOff: Back-off pulling image \"hello:1.0\"",
@@ -344,6 +349,17 @@ fn a_failing_pull_turns_into_a_back_off_and_recovers() {
     ] {
         assert!(sim.events.contains(&event.to_owned()), "{event} in {:?}", sim.events);
     }
+}
+
+#[test]
+fn an_image_without_the_wanted_signature_is_tried_again_as_well() {
+    let mut sim = Sim::new(pod(json!({})));
+    sim.pull = Err(PullFault::Unsigned("by nobody".into()));
+    sim.apply();
+    assert_eq!(sim.line(), "Pending false waiting SignatureValidationFailed 0");
+    sim.pass(3_000);
+    assert_eq!(sim.line(), "Pending false waiting ImagePullBackOff 0");
+    assert!(sim.events.contains(&"Failed: Failed to pull image \"hello:1.0\": by nobody".to_owned()));
 }
 
 #[test]
@@ -549,6 +565,31 @@ fn the_deadline_of_a_pod_fails_it() {
     sim.exit("c", 0, 143);
     sim.pass(60_000);
     assert_eq!(sim.wishes(), ["tear down Files"]);
+}
+
+#[test]
+fn an_evicted_pod_fails_with_the_reason_and_ends_quickly() {
+    for disrupted in [false, true] {
+        let mut sim = Sim::new(pod(json!({})));
+        sim.apply();
+        sim.pass(2_000);
+        sim.wishes();
+        let message = "The node was low on resource: memory. ".to_owned();
+        sim.feed(In::Evict { uid: Uid::new("u1"), message: message.clone(), grace_ms: 1_000, disrupted });
+        assert_eq!(sim.wishes(), ["stop c 0 1000"]);
+        // Once is enough.
+        sim.feed(In::Evict { uid: Uid::new("u1"), message: "again".to_owned(), grace_ms: 0, disrupted });
+        assert!(sim.wishes().is_empty());
+        let status = sim.status().clone();
+        let told = (text(&status["phase"]), text(&status["reason"]), text(&status["message"]));
+        assert_eq!(told, ("Failed", "Evicted", message.as_str()));
+        let conditions = status["conditions"].as_array().unwrap();
+        let target = conditions.iter().find(|c| c["type"] == "DisruptionTarget");
+        assert_eq!(target.map(|c| text(&c["reason"])), disrupted.then_some("TerminationByKubelet"));
+        sim.exit("c", 0, 143);
+        sim.pass(60_000);
+        assert_eq!(sim.wishes(), ["tear down Files"]);
+    }
 }
 
 #[test]
