@@ -37,6 +37,8 @@ pub struct ContainerSpec {
     pub working_dir: Option<String>,
     /// Bytes of linear memory and tables that the container may have.
     pub memory_limit: Option<u64>,
+    /// Thousandths of a CPU that the container asks for: its weight when there is not enough for all.
+    pub cpu_request_m: Option<u32>,
     /// Thousandths of a CPU that the container may use.
     pub cpu_limit_m: Option<u32>,
     /// TCP ports that an HTTP container serves; empty means [`HTTP_PORT_DEFAULT`].
@@ -184,4 +186,18 @@ pub struct Usage {
     pub cpu_ns: u64,
     /// Linear memory and tables that it holds now, in bytes.
     pub memory_bytes: u64,
+    /// The most that it may hold, if it has a limit.
+    pub memory_limit: Option<u64>,
+    /// Periods of 100 ms in which a container with a CPU limit ran or was held back.
+    pub cpu_periods: u64,
+    /// Those of them in which it was held back.
+    pub cpu_throttled_periods: u64,
+    /// For how long it was held back.
+    pub cpu_throttled_ns: u64,
+    /// HTTP requests that it has been asked.
+    pub http_requests: u64,
+    /// Those of them that it did not answer: it failed, took too long, or there was no room for it.
+    pub http_failures: u64,
+    /// Bytes that it has written to its log.
+    pub log_bytes: u64,
 }

@@ -1,15 +1,16 @@
 //! Commands: one instance, run to its end.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dhow_host::{Guest, MemoryMeter, Template};
-use wasmtime::Store;
-use wasmtime_wasi::p2::bindings::CommandPre;
+use wasmtime::{Store, UpdateDeadline};
 
 use crate::container::{End, Shared, wished};
 use crate::engine::Engine;
-use crate::meter::Metered;
+use crate::meter::{Metered, note_cut};
 use crate::output::{Channel, Input, Sink};
+use crate::program::CommandPre;
 
 /// Memory above which giving it back to the system is left to a thread that may block: 1 MiB takes 0.04 ms, 100 MiB
 /// up to 60 ms.
@@ -17,37 +18,69 @@ const DROP_INLINE_BYTES_MAX: u64 = 8 << 20;
 
 pub(crate) async fn run(
     engine: &Engine,
-    pre: &CommandPre<Guest>,
+    pre: &CommandPre,
     template: &Template,
     input: Input,
     sink: &Sink,
-    shared: &Shared,
+    shared: &Arc<Shared>,
 ) -> End {
     let memory = MemoryMeter::new(template.memory().clone());
     let guest = template.guest(memory, input, sink.open(Channel::Stdout), sink.open(Channel::Stderr));
     let mut store = new_store(pre.engine(), guest);
     let mut wishes = shared.wishes();
-    let began = AtomicBool::new(false);
-    let end = {
-        let guest = async {
-            let command = pre.instantiate_async(&mut store).await?;
-            began.store(true, Ordering::Relaxed);
-            shared.set_running();
-            command.wasi_cli_run().call_run(&mut store).await
-        };
-        let guest = Metered::new(guest, shared.cpu().clone(), engine.ticker().clone());
-        tokio::select! {
-            biased;
-            wish = wished(&mut wishes) => End::wished(wish),
-            result = guest => match result {
+    let began = Arc::new(AtomicBool::new(false));
+    // It owns all that it works with: it may be polled by the threads of the slow lane.
+    let guest = {
+        let (pre, shared, began) = (pre.clone(), shared.clone(), began.clone());
+        async move {
+            let result = async {
+                let set_running = || {
+                    began.store(true, Ordering::Relaxed);
+                    shared.set_running();
+                };
+                call(&pre, &mut store, set_running).await
+            }
+            .await;
+            (result, store)
+        }
+    };
+    let mut guest = Metered::new(guest, shared.cpu().clone(), engine.ticker().clone(), engine.lane().clone());
+    tokio::select! {
+        biased;
+        wish = wished(&mut wishes) => {
+            discard(guest, template.memory().held()).await;
+            End::wished(wish)
+        }
+        (result, store) = &mut guest => {
+            let held = store.data().memory.held();
+            discard(store, held).await;
+            match result {
                 Ok(Ok(())) => End::completed(),
                 Ok(Err(())) => End::exited(1),
                 Err(error) => End::failed(&error, began.load(Ordering::Relaxed)),
-            },
+            }
         }
-    };
-    discard(store).await;
-    end
+    }
+}
+
+/// Makes the instance, says so, and runs it.
+async fn call(
+    pre: &CommandPre,
+    store: &mut Store<Guest>,
+    set_running: impl FnOnce(),
+) -> wasmtime::Result<Result<(), ()>> {
+    match pre {
+        CommandPre::P2(pre) => {
+            let command = pre.instantiate_async(&mut *store).await?;
+            set_running();
+            command.wasi_cli_run().call_run(store).await
+        }
+        CommandPre::P3(pre) => {
+            let command = pre.instantiate_async(&mut *store).await?;
+            set_running();
+            store.run_concurrent(async |accessor| command.wasi_cli_run().call_run(accessor).await).await?
+        }
+    }
 }
 
 /// A Store that yields at each epoch and counts its memory.
@@ -55,16 +88,19 @@ pub(crate) fn new_store(engine: &wasmtime::Engine, guest: Guest) -> Store<Guest>
     let mut store = Store::new(engine, guest);
     store.limiter(|guest| &mut guest.memory);
     store.set_epoch_deadline(1);
-    store.epoch_deadline_async_yield_and_update(1);
+    store.epoch_deadline_callback(|_| {
+        note_cut();
+        Ok(UpdateDeadline::Yield(1))
+    });
     store
 }
 
-/// Drops a Store without holding up the guests that share this thread.
-pub(crate) async fn discard(store: Store<Guest>) {
-    if store.data().memory.held() <= DROP_INLINE_BYTES_MAX {
+/// Drops a Store, or what owns one, without holding up the guests that share this thread.
+pub(crate) async fn discard<T: Send + 'static>(owner: T, held_bytes: u64) {
+    if held_bytes <= DROP_INLINE_BYTES_MAX {
         return;
     }
-    if let Err(error) = tokio::task::spawn_blocking(move || drop(store)).await {
+    if let Err(error) = tokio::task::spawn_blocking(move || drop(owner)).await {
         tracing::error!(%error, "dropping an instance failed");
     }
 }

@@ -1,6 +1,7 @@
 //! The handle to one container: what it does now, what is wished of it, how it ended.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,7 +16,7 @@ use wasmtime::{Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
 use crate::engine::Engine;
-use crate::logs::LogWriter;
+use crate::logs::{LogPipe, LogWriter};
 use crate::meter::Cpu;
 use crate::output::{BUFFER_BYTES_MAX, BytePipe, Capture, Channel, Input, Sink, Tee};
 use crate::program::{Pre, Program};
@@ -87,11 +88,22 @@ pub(crate) struct Shared {
     wish: watch::Sender<Wish>,
     cpu: Arc<Cpu>,
     memory: OnceLock<Arc<MemoryAccount>>,
+    requests: Requests,
+    /// Where the lines of a logged container go.
+    log: Option<Arc<LogPipe>>,
     capture: Option<Arc<Capture>>,
     /// Whom the output of a logged container reaches besides its log.
     tee: Option<Arc<Tee>>,
     /// What those who attach write to; nothing once it is closed.
     stdin: tokio::sync::Mutex<Option<DuplexStream>>,
+}
+
+/// The HTTP requests of one container.
+#[derive(Default)]
+pub(crate) struct Requests {
+    pub(crate) asked: AtomicU64,
+    /// Those that the program did not answer.
+    pub(crate) failed: AtomicU64,
 }
 
 impl Container {
@@ -136,11 +148,25 @@ impl Container {
         }
     }
 
+    /// When it was started.
+    pub fn started_at(&self) -> Time {
+        self.shared.started_at
+    }
+
     /// What it has used so far.
     pub fn usage(&self) -> Usage {
+        let Shared { cpu, memory, requests, log, .. } = &*self.shared;
+        let throttling = cpu.throttling();
         Usage {
-            cpu_ns: self.shared.cpu.used_ns(),
-            memory_bytes: self.shared.memory.get().map_or(0, |account| account.held()),
+            cpu_ns: cpu.used_ns(),
+            memory_bytes: memory.get().map_or(0, |account| account.held()),
+            memory_limit: memory.get().and_then(|account| account.limit()),
+            cpu_periods: throttling.periods,
+            cpu_throttled_periods: throttling.throttled,
+            cpu_throttled_ns: throttling.throttled_ns,
+            http_requests: requests.asked.load(Ordering::Relaxed),
+            http_failures: requests.failed.load(Ordering::Relaxed),
+            log_bytes: log.as_ref().map_or(0, |log| log.written_bytes()),
         }
     }
 
@@ -185,6 +211,10 @@ impl Shared {
 
     pub(crate) fn wishes(&self) -> watch::Receiver<Wish> {
         self.wish.subscribe()
+    }
+
+    pub(crate) fn requests(&self) -> &Requests {
+        &self.requests
     }
 
     pub(crate) fn cpu(&self) -> &Arc<Cpu> {
@@ -309,8 +339,13 @@ pub(crate) fn start(engine: &Engine, program: &Program, spec: ContainerSpec, io:
         started_at: now(),
         phase: watch::Sender::new(Phase::Starting),
         wish: watch::Sender::new(Wish::Run),
-        cpu: Cpu::new(spec.cpu_limit_m),
+        cpu: Cpu::new(spec.cpu_request_m, spec.cpu_limit_m),
         memory: OnceLock::new(),
+        requests: Requests::default(),
+        log: match &sink {
+            Sink::Log { pipe, .. } => Some(pipe.clone()),
+            Sink::Capture(_) | Sink::Streams { .. } => None,
+        },
         capture,
         tee,
         stdin: tokio::sync::Mutex::new(stdin),
@@ -350,7 +385,7 @@ async fn run(
     sink: &Sink,
     shared: &Arc<Shared>,
 ) -> End {
-    let ports = spec.http_ports.clone();
+    let (ports, serving) = (spec.http_ports.clone(), spec.http);
     let template = match template(spec, net).await {
         Ok(template) => template,
         Err(error) => return End::cannot_run(error.to_string()),
@@ -358,7 +393,7 @@ async fn run(
     shared.memory.get_or_init(|| template.memory().clone());
     match &program.inner.pre {
         Pre::Command(pre) => command::run(engine, pre, &template, input.open(), sink, shared).await,
-        Pre::Http(pre) => serve::run(engine, pre, template, &ports, sink, shared).await,
+        Pre::Http(pre) => serve::run(engine, pre, template, (&ports, serving), sink, shared).await,
     }
 }
 

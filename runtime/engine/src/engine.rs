@@ -1,38 +1,28 @@
-//! The engine of a node: two Wasmtime engines, the threads that guests run on, and what all containers share.
+//! The engine of a node: the Wasmtime engines, the threads that guests run on, and what all containers share.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::thread;
 use std::time::Duration;
 
-use dhow_host::Guest;
 use dhow_runtime_contract::ContainerSpec;
 use dhow_switch::PodNet;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::Semaphore;
-use wasmtime::component::Linker;
-use wasmtime::{Enabled, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use crate::cache::Cache;
 use crate::container::{self, Container, Io};
+use crate::instances::Places;
+use crate::lane::Lane;
+use crate::linkers::{HTTP_INSTANCES_MAX, Linkers};
 use crate::logs::LogWriter;
 use crate::output::lock;
 use crate::program::{Linked, LoadError, Program};
 use crate::ticker::Ticker;
 
-/// Instances that all HTTP containers have at a time; further requests wait.
-const HTTP_INSTANCES_MAX: u32 = 512;
-/// A component is several core instances (the program and its adapters), with a table each.
-const CORE_INSTANCES_MAX: u32 = 4 * HTTP_INSTANCES_MAX;
-/// Most components have one memory, composed ones several. Each slot reserves 4 GiB of address space: 2.5 TiB of the
-/// 128 TiB that a process has, so that some forty agents fit into one.
-const MEMORIES_MAX: u32 = HTTP_INSTANCES_MAX + HTTP_INSTANCES_MAX / 4;
-/// Memory that a slot keeps for its next instance: zeroing it is far cheaper than giving it back and faulting it in
-/// again (1.6 to 2.5 times the requests a second). Idle slots cost at most 100 × this.
-const KEEP_RESIDENT_BYTES: usize = 256 * 1024;
-const TABLE_KEEP_RESIDENT_BYTES: usize = 4 * 1024;
 /// Programs that are compiled at a time. One uses all cores by itself and, for 12 MiB, 370 MB of memory.
 const COMPILERS_MAX: usize = 1;
 /// Threads for guests' file operations. A slow disk fills them and then makes guests wait, not the node.
@@ -88,8 +78,9 @@ struct Inner {
     programs: Mutex<BTreeMap<String, Slot>>,
     containers: Mutex<BTreeMap<u64, Container>>,
     next_id: AtomicU64,
-    pool: Arc<Semaphore>,
+    places: Places,
     ticker: Arc<Ticker>,
+    lane: Arc<Lane>,
     logs: LogWriter,
     handle: Handle,
     runtime: Mutex<Option<Runtime>>,
@@ -104,16 +95,12 @@ impl Engine {
         let Config { cache_dir, workers } = config;
         let setup = |error: wasmtime::Error| EngineError::Setup { detail: format!("{error:#}") };
         let failed = |source: io::Error| EngineError::Io { path: cache_dir.clone(), source };
-        let commands = wasmtime::Engine::new(&settings()).map_err(setup)?;
-        let http = wasmtime::Engine::new(settings().allocation_strategy(pool())).map_err(setup)?;
-        let ticker = Ticker::start(vec![commands.weak(), http.weak()]).map_err(failed)?;
-        let cache = Cache::open(cache_dir.clone(), linker(&commands).map_err(setup)?, linker(&http).map_err(setup)?)
-            .map_err(failed)?;
-        let mut runtime = tokio::runtime::Builder::new_multi_thread();
-        if let Some(workers) = workers {
-            runtime.worker_threads(workers.max(1));
-        }
-        let runtime = runtime
+        let ticker = Ticker::start().map_err(failed)?;
+        let linkers = Linkers::new(ticker.clone()).map_err(setup)?;
+        let cache = Cache::open(cache_dir.clone(), linkers).map_err(failed)?;
+        let workers = workers.or_else(|| thread::available_parallelism().ok().map(|n| n.get())).unwrap_or(1).max(1);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(workers)
             .thread_name("dhow-guests")
             .max_blocking_threads(FILE_THREADS_MAX)
             .enable_all()
@@ -126,8 +113,9 @@ impl Engine {
                 programs: Mutex::default(),
                 containers: Mutex::default(),
                 next_id: AtomicU64::new(0),
-                pool: Arc::new(Semaphore::new(HTTP_INSTANCES_MAX as usize)),
+                places: Places::new(HTTP_INSTANCES_MAX),
                 ticker,
+                lane: Lane::start(workers, runtime.handle()).map_err(failed)?,
                 logs: LogWriter::start().map_err(failed)?,
                 handle: runtime.handle().clone(),
                 runtime: Mutex::new(Some(runtime)),
@@ -218,8 +206,12 @@ impl Engine {
         &self.inner.ticker
     }
 
-    pub(crate) fn pool(&self) -> &Arc<Semaphore> {
-        &self.inner.pool
+    pub(crate) fn lane(&self) -> &Arc<Lane> {
+        &self.inner.lane
+    }
+
+    pub(crate) fn places(&self) -> &Places {
+        &self.inner.places
     }
 
     pub(crate) fn logs(&self) -> &LogWriter {
@@ -230,39 +222,12 @@ impl Engine {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.ticker.stop();
+        self.lane.stop();
         if let Some(runtime) = lock(&self.runtime).take() {
             // The last handle may be dropped by a task, where waiting for threads is not allowed.
             runtime.shutdown_background();
         }
     }
-}
-
-/// What both engines have in common; a program compiled for one of them differs only if the allocator makes it so.
-fn settings() -> wasmtime::Config {
-    let mut config = wasmtime::Config::new();
-    config.epoch_interruption(true);
-    // Concurrent calls belong to WASI 0.3, which is not offered; their bookkeeping costs 15 % of an instantiation.
-    config.concurrency_support(false);
-    config
-}
-
-fn pool() -> InstanceAllocationStrategy {
-    let mut pool = PoolingAllocationConfig::new();
-    pool.total_component_instances(HTTP_INSTANCES_MAX)
-        .total_stacks(HTTP_INSTANCES_MAX)
-        .total_core_instances(CORE_INSTANCES_MAX)
-        .total_tables(CORE_INSTANCES_MAX)
-        .total_memories(MEMORIES_MAX)
-        .linear_memory_keep_resident(KEEP_RESIDENT_BYTES)
-        .table_keep_resident(TABLE_KEEP_RESIDENT_BYTES)
-        .pagemap_scan(Enabled::Auto);
-    InstanceAllocationStrategy::Pooling(pool)
-}
-
-fn linker(engine: &wasmtime::Engine) -> wasmtime::Result<Linker<Guest>> {
-    let mut linker = Linker::new(engine);
-    dhow_host::add_to_linker(&mut linker)?;
-    Ok(linker)
 }
 
 /// How many instances of commands the kernel lets one process have: each takes some six mappings, and a fifth of them

@@ -7,11 +7,12 @@
 //!
 //! ```text
 //! program (inspect) → adapt → cache (compile, map) → engine (two engines, epochs, guests' threads)
-//!                                               └→ container → command | serve → meter, output → logs
+//!                                               └→ container → command | serve → meter (share, lane), output → logs
 //! ```
 //!
 //! Invariants:
-//! * Guests run on threads of their own; a guest that spins, floods its log, or traps delays other guests by a tick,
+//! * Guests run on threads of their own, and those that compute at length on others again (`lane`), where containers
+//!   have turns by their CPU requests; a guest that spins, floods its log, or traps delays other guests by a tick, once,
 //!   and the rest of the node not at all.
 //! * Every container ends with exactly one [`Exit`](dhow_runtime_contract::Exit), whatever happens to it.
 //! * Native code is loaded only from files that this node wrote itself.
@@ -21,12 +22,17 @@ mod adapt;
 mod cache;
 mod command;
 mod container;
+mod crowd;
 mod engine;
+mod instances;
+mod lane;
+mod linkers;
 mod logs;
 mod meter;
 mod output;
 mod program;
 mod serve;
+mod share;
 mod ticker;
 
 pub use container::{Container, Io};

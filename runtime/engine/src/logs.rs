@@ -3,19 +3,21 @@
 //!
 //! One thread writes the logs of all containers. A container's pipe stands in its queue at most once, however much waits
 //! in the pipe, and few files are open at a time, so that ten thousand quiet containers cost neither threads nor file
-//! handles. A slow disk makes guests that write wait; it never makes the node wait.
+//! handles. A slow disk makes guests that write wait; it never makes the node wait. A container that floods its log
+//! waits too: it has a rate, so that it takes neither this thread nor the disk from its neighbours.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::future::poll_fn;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::thread;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use dhow_runtime_contract::LogConfig;
 use dhow_types::Time;
@@ -25,6 +27,12 @@ use crate::output::{BUFFER_BYTES_MAX, Chunk, LINE_BYTES_MAX, lock, remember};
 /// Files that are kept open between writes. Opening one costs some 10 µs; more open files would only help as many
 /// busy containers at once, and count against the process' limit.
 const OPEN_FILES_MAX: usize = 64;
+
+/// Bytes a second that one container may write in the long run. Some eighty thousand lines; writing that many takes a
+/// few percent of a core. Beyond it the container waits, as for a slow disk; nothing is lost.
+const RATE_BYTES_PER_S: u64 = 8 << 20;
+/// What it may write at once after it was quiet: a program that starts may have much to say.
+const BURST_BYTES: u64 = 4 << 20;
 
 /// The writing end that pipes are made from.
 #[derive(Clone)]
@@ -53,6 +61,7 @@ impl LogWriter {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             config,
             queue: self.queue.clone(),
+            written: AtomicU64::new(0),
             state: Mutex::default(),
         })
     }
@@ -63,6 +72,8 @@ pub(crate) struct LogPipe {
     id: u64,
     config: LogConfig,
     queue: Sender<Task>,
+    /// Bytes of the log so far.
+    written: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -71,10 +82,14 @@ struct State {
     chunks: VecDeque<Chunk>,
     /// Bytes that wait or are being written.
     held: usize,
+    /// Bytes that are written, and still take up room because the container wrote too many lately.
+    owed: usize,
     queued: bool,
     wakers: Vec<Waker>,
     /// A failure has been reported; the next ones are the same.
     failed: bool,
+    /// Made with the first line.
+    rate: Option<Rate>,
 }
 
 impl LogPipe {
@@ -93,58 +108,159 @@ impl LogPipe {
     }
 
     pub(crate) fn space(&self) -> usize {
-        BUFFER_BYTES_MAX.saturating_sub(lock(&self.state).held)
+        let state = lock(&self.state);
+        BUFFER_BYTES_MAX.saturating_sub(state.held + state.owed)
     }
 
     pub(crate) fn poll_space(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.poll_held(BUFFER_BYTES_MAX - 1, cx)
+        self.poll_until(|state| state.held + state.owed < BUFFER_BYTES_MAX, cx)
     }
 
     pub(crate) async fn flushed(&self) {
-        poll_fn(|cx| self.poll_held(0, cx)).await;
+        poll_fn(|cx| self.poll_until(|state| state.held == 0, cx)).await;
+    }
+
+    /// Bytes that have been written to the log.
+    pub(crate) fn written_bytes(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
     }
 
     pub(crate) fn close(&self) {
         self.queue.send(Task::Close(self.id)).ok();
     }
 
-    /// Ready when at most `most` bytes wait.
-    fn poll_held(&self, most: usize, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_until(&self, holds: impl Fn(&State) -> bool, cx: &mut Context<'_>) -> Poll<()> {
         let mut state = lock(&self.state);
-        if state.held <= most {
+        if holds(&state) {
             return Poll::Ready(());
         }
         remember(&mut state.wakers, cx);
         Poll::Pending
+    }
+
+    /// What has been written leaves the buffer, or stays on in it as owed.
+    fn written(&self, held: usize, owed: usize) {
+        let mut state = lock(&self.state);
+        state.held = state.held.saturating_sub(held);
+        state.owed += owed;
+        state.wakers.drain(..).for_each(Waker::wake);
+    }
+
+    fn forgive(&self, owed: usize) {
+        let mut state = lock(&self.state);
+        state.owed = state.owed.saturating_sub(owed);
+        state.wakers.drain(..).for_each(Waker::wake);
+    }
+}
+
+/// How much one container may write; never more than a burst ahead.
+#[derive(Clone, Copy, Debug)]
+struct Rate {
+    saved: u64,
+    at: Instant,
+}
+
+impl Rate {
+    fn new(now: Instant) -> Self {
+        Self { saved: BURST_BYTES, at: now }
+    }
+
+    /// Takes so many bytes; how long to wait for them if there are not enough.
+    fn charge(&mut self, bytes: u64, now: Instant) -> Option<Duration> {
+        let gained = now.saturating_duration_since(self.at).as_micros() * u128::from(RATE_BYTES_PER_S) / 1_000_000;
+        self.saved = self.saved.saturating_add(gained as u64).min(BURST_BYTES);
+        self.at = self.at.max(now);
+        match self.saved.checked_sub(bytes) {
+            Some(left) => {
+                self.saved = left;
+                None
+            }
+            None => {
+                let wait = Duration::from_micros((bytes - self.saved) * 1_000_000 / RATE_BYTES_PER_S);
+                // What flows in until then is spent.
+                (self.saved, self.at) = (0, now + wait);
+                Some(wait)
+            }
+        }
+    }
+}
+
+/// A pipe that has room again at a time.
+struct Resting {
+    until: Instant,
+    pipe: Arc<LogPipe>,
+    owed: usize,
+}
+
+impl PartialEq for Resting {
+    fn eq(&self, other: &Self) -> bool {
+        self.until == other.until
+    }
+}
+
+impl Eq for Resting {}
+
+impl PartialOrd for Resting {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Resting {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.until.cmp(&other.until)
     }
 }
 
 fn write_all(tasks: &Receiver<Task>) {
     let mut files = OpenFiles::default();
     let mut text = Vec::new();
-    while let Ok(task) = tasks.recv() {
-        match task {
-            Task::Close(id) => files.close(id),
-            Task::Write(pipe) => {
-                let chunks = {
-                    let mut state = lock(&pipe.state);
-                    state.queued = false;
-                    std::mem::take(&mut state.chunks)
-                };
-                text.clear();
-                chunks.iter().for_each(|chunk| format(chunk, &mut text));
-                let written = files.append(pipe.id, &pipe.config, &text);
-                let mut state = lock(&pipe.state);
-                state.held = state.held.saturating_sub(chunks.iter().map(|chunk| chunk.bytes.len()).sum());
-                state.wakers.drain(..).for_each(Waker::wake);
-                if let Err(error) = written
-                    && !std::mem::replace(&mut state.failed, true)
-                {
-                    tracing::warn!(path = %pipe.config.path.display(), %error, "lost lines of a container's log");
-                }
+    let mut resting: BinaryHeap<Reverse<Resting>> = BinaryHeap::new();
+    loop {
+        let now = Instant::now();
+        while resting.peek().is_some_and(|Reverse(rest)| rest.until <= now) {
+            if let Some(Reverse(Resting { pipe, owed, .. })) = resting.pop() {
+                pipe.forgive(owed);
             }
         }
+        let next = match resting.peek() {
+            Some(Reverse(rest)) => tasks.recv_timeout(rest.until - now),
+            None => tasks.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match next {
+            Ok(Task::Close(id)) => files.close(id),
+            Ok(Task::Write(pipe)) => {
+                if let Some(rest) = write(pipe, &mut files, &mut text) {
+                    resting.push(Reverse(rest));
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
     }
+}
+
+/// Writes what waits in one pipe; gives the pipe's rest if its container has written too much.
+fn write(pipe: Arc<LogPipe>, files: &mut OpenFiles, text: &mut Vec<u8>) -> Option<Resting> {
+    let chunks = {
+        let mut state = lock(&pipe.state);
+        state.queued = false;
+        std::mem::take(&mut state.chunks)
+    };
+    text.clear();
+    chunks.iter().for_each(|chunk| format(chunk, text));
+    let written = files.append(pipe.id, &pipe.config, text);
+    pipe.written.fetch_add(text.len() as u64, Ordering::Relaxed);
+    if let Err(error) = written
+        && !std::mem::replace(&mut lock(&pipe.state).failed, true)
+    {
+        tracing::warn!(path = %pipe.config.path.display(), %error, "lost lines of a container's log");
+    }
+    let held = chunks.iter().map(|chunk| chunk.bytes.len()).sum();
+    let now = Instant::now();
+    let wait = lock(&pipe.state).rate.get_or_insert_with(|| Rate::new(now)).charge(text.len() as u64, now);
+    pipe.written(held, if wait.is_some() { held } else { 0 });
+    wait.map(|wait| Resting { until: now + wait, pipe, owed: held })
 }
 
 /// Appends the chunk's lines, each with its time, its channel, and whether it is finished.
@@ -341,5 +457,44 @@ mod tests {
         }
         assert_eq!(written, BUFFER_BYTES_MAX);
         assert!(pipe.poll_space(&mut Context::from_waker(Waker::noop())).is_pending());
+    }
+
+    #[test]
+    fn a_flood_is_held_to_a_rate_and_a_burst_is_not() {
+        let start = Instant::now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        let mut rate = Rate::new(start);
+        assert_eq!(rate.charge(BURST_BYTES, at(0)), None);
+        assert_eq!(rate.charge(RATE_BYTES_PER_S / 8, at(0)), Some(Duration::from_millis(125)));
+        // Eight more, one after the other as fast as it may: a second.
+        let (mut now, mut waited) = (at(125), Duration::ZERO);
+        for _ in 0..8 {
+            let wait = rate.charge(RATE_BYTES_PER_S / 8, now).unwrap();
+            (now, waited) = (now + wait, waited + wait);
+        }
+        assert_eq!(waited, Duration::from_secs(1));
+        assert_eq!(rate.charge(BURST_BYTES, now + Duration::from_secs(60)), None);
+    }
+
+    #[tokio::test]
+    async fn a_flood_waits_and_loses_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path(), 0, 1);
+        let pipe = LogWriter::start().unwrap().pipe(config.clone());
+        let mut out = sink_of(pipe.clone()).open(Channel::Stdout);
+        let line = Bytes::from(format!("{}\n", "x".repeat(4095)));
+        let (mut written, mut waits) = (0, 0);
+        while pipe.written_bytes() < BURST_BYTES + BURST_BYTES / 8 {
+            while out.check_write().unwrap() < line.len() {
+                waits += 1;
+                poll_fn(|cx| pipe.poll_space(cx)).await;
+            }
+            out.write(line.clone()).unwrap();
+            written += 1;
+            tokio::task::yield_now().await;
+        }
+        pipe.flushed().await;
+        assert!(waits > 0);
+        assert_eq!(fs::read_to_string(&config.path).unwrap().lines().count(), written);
     }
 }

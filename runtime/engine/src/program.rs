@@ -4,13 +4,16 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
-use dhow_host::{Guest, is_known_import};
+use dhow_host::{Guest, Wasi, is_known_import};
 use dhow_runtime_contract::EntryPoint;
 use wasmparser::{Encoding, Parser, Payload};
-use wasmtime_wasi::p2::bindings::CommandPre;
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime::component::InstancePre;
+use wasmtime_wasi::{p2::bindings as p2, p3::bindings as p3};
+use wasmtime_wasi_http::handler::ProxyPre;
+use wasmtime_wasi_http::{p2::bindings as http_p2, p3::bindings as http_p3};
 
 use crate::adapt::{ADAPTER, PREVIEW1};
+use crate::linkers::Family;
 
 /// A program that is ready to be started: compiled, linked, and shared by all its containers.
 #[derive(Clone)]
@@ -23,9 +26,45 @@ pub(crate) struct Linked {
     pub(crate) pre: Pre,
 }
 
+/// A program by how it is entered.
 pub(crate) enum Pre {
-    Command(CommandPre<Guest>),
+    Command(CommandPre),
     Http(ProxyPre<Guest>),
+}
+
+/// A command of either WASI.
+#[derive(Clone)]
+pub(crate) enum CommandPre {
+    P2(p2::CommandPre<Guest>),
+    P3(p3::CommandPre<Guest>),
+}
+
+impl CommandPre {
+    pub(crate) fn engine(&self) -> &wasmtime::Engine {
+        match self {
+            Self::P2(pre) => pre.engine(),
+            Self::P3(pre) => pre.engine(),
+        }
+    }
+}
+
+impl Pre {
+    /// Fails if the entry point is of another type than its name says.
+    pub(crate) fn new(pre: InstancePre<Guest>, family: Family) -> wasmtime::Result<Self> {
+        Ok(match (family.entry, family.wasi) {
+            (EntryPoint::Command, Wasi::P2) => Self::Command(CommandPre::P2(p2::CommandPre::new(pre)?)),
+            // What imports something of 0.3 may still be entered as of 0.2.
+            (EntryPoint::Command, Wasi::P3) => Self::Command(match p3::CommandPre::new(pre.clone()) {
+                Ok(pre) => CommandPre::P3(pre),
+                Err(_) => CommandPre::P2(p2::CommandPre::new(pre)?),
+            }),
+            (EntryPoint::Http, Wasi::P2) => Self::Http(ProxyPre::P2(http_p2::ProxyPre::new(pre)?)),
+            (EntryPoint::Http, Wasi::P3) => Self::Http(match http_p3::ServicePre::new(pre.clone()) {
+                Ok(pre) => ProxyPre::P3(pre),
+                Err(_) => ProxyPre::P2(http_p2::ProxyPre::new(pre)?),
+            }),
+        })
+    }
 }
 
 impl Program {
@@ -55,7 +94,7 @@ pub enum LoadError {
     /// The program needs what no node offers.
     #[error(
         "the program imports what no node offers: {}; a container may import the interfaces of WASI 0.2 \
-         (or preview 1, as a core module)",
+         and 0.3 (or preview 1, as a core module)",
         list(.names)
     )]
     UnknownImport {
@@ -64,8 +103,8 @@ pub enum LoadError {
     },
     /// The program has no way in.
     #[error(
-        "the program exports no entry point: a container exports `wasi:cli/run` or `wasi:http/incoming-handler` of \
-         WASI 0.2, or is a preview 1 module with `_start`; was it built as a library?"
+        "the program exports no entry point: a container exports `wasi:cli/run`, `wasi:http/incoming-handler` (0.2) \
+         or `wasi:http/handler` (0.3), or is a preview 1 module with `_start`; was it built as a library?"
     )]
     NoEntryPoint,
     /// The program is invalid or uses a WebAssembly feature that is off.
@@ -91,7 +130,7 @@ fn list(names: &[String]) -> String {
 /// A program's outside, with everything it imports known to be there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
-    pub(crate) entry: EntryPoint,
+    pub(crate) family: Family,
     /// A preview 1 module, to be made a component first.
     pub(crate) adapt: bool,
 }
@@ -105,22 +144,14 @@ pub(crate) fn inspect(wasm: &[u8]) -> Result<Shape, LoadError> {
     match outside.encoding {
         Encoding::Component => {
             refuse_unknown(outside.imports.iter().filter(|name| !is_known_import(name)).cloned())?;
-            let exports = |interface: &str| outside.exports.iter().any(|name| name.starts_with(interface));
-            let entry = if exports("wasi:http/incoming-handler@0.2.") {
-                EntryPoint::Http
-            } else if exports("wasi:cli/run@0.2.") {
-                EntryPoint::Command
-            } else {
-                return Err(LoadError::NoEntryPoint);
-            };
-            Ok(Shape { entry, adapt: false })
+            Ok(Shape { family: outside.family().ok_or(LoadError::NoEntryPoint)?, adapt: false })
         }
         Encoding::Module => {
             refuse_unknown(outside.imports.iter().filter(|name| !preview1_functions().contains(*name)).cloned())?;
             if !outside.exports.contains("_start") {
                 return Err(LoadError::NoEntryPoint);
             }
-            Ok(Shape { entry: EntryPoint::Command, adapt: true })
+            Ok(Shape { family: Family { entry: EntryPoint::Command, wasi: Wasi::P2 }, adapt: true })
         }
     }
 }
@@ -162,6 +193,22 @@ struct Outside {
 }
 
 impl Outside {
+    /// How a component is entered, and what it must be linked with: WASI 0.3 as soon as anything of it is mentioned. One
+    /// that can be entered in several ways is an HTTP program before a command, and of 0.3 before 0.2.
+    fn family(&self) -> Option<Family> {
+        let exports = |interface: &str| self.exports.iter().any(|name| name.starts_with(interface));
+        let (entry, of) = [
+            ("wasi:http/handler@0.3.", EntryPoint::Http, Wasi::P3),
+            ("wasi:http/incoming-handler@0.2.", EntryPoint::Http, Wasi::P2),
+            ("wasi:cli/run@0.3.", EntryPoint::Command, Wasi::P3),
+            ("wasi:cli/run@0.2.", EntryPoint::Command, Wasi::P2),
+        ]
+        .into_iter()
+        .find_map(|(interface, entry, wasi)| exports(interface).then_some((entry, wasi)))?;
+        let imported = self.imports.iter().filter_map(|name| Wasi::of(name)).max();
+        Some(Family { entry, wasi: imported.map_or(of, |imported| imported.max(of)) })
+    }
+
     fn read(wasm: &[u8]) -> Result<Self, wasmparser::BinaryReaderError> {
         let mut outside = Self { encoding: Encoding::Module, imports: BTreeSet::new(), exports: BTreeSet::new() };
         let mut depth = 0_u32;
@@ -254,12 +301,26 @@ mod tests {
     #[test]
     fn the_entry_point_is_told_from_the_exports() {
         let start = wat("(module (func (export \"_start\")))");
-        assert_eq!(inspect(&start).unwrap(), Shape { entry: EntryPoint::Command, adapt: true });
+        let shape = |entry, wasi, adapt| Shape { family: Family { entry, wasi }, adapt };
+        assert_eq!(inspect(&start).unwrap(), shape(EntryPoint::Command, Wasi::P2, true));
         for library in ["(module (func (export \"_initialize\")))", "(component)"] {
             assert!(matches!(inspect(&wat(library)), Err(LoadError::NoEntryPoint)));
         }
-        let both = wat(r#"(component (instance $i)
-                (export "wasi:cli/run@0.2.3" (instance $i)) (export "wasi:http/incoming-handler@0.2.0" (instance $i)))"#);
-        assert_eq!(inspect(&both).unwrap(), Shape { entry: EntryPoint::Http, adapt: false });
+        let (command, http) = ("wasi:cli/run@", "wasi:http/incoming-handler@");
+        for (exports, entry, wasi) in [
+            (vec![format!("{command}0.2.3")], EntryPoint::Command, Wasi::P2),
+            (vec![format!("{command}0.2.3"), format!("{http}0.2.0")], EntryPoint::Http, Wasi::P2),
+            (vec![format!("{command}0.3.0")], EntryPoint::Command, Wasi::P3),
+            (vec![format!("{command}0.2.0"), format!("{command}0.3.1")], EntryPoint::Command, Wasi::P3),
+            (vec!["wasi:http/handler@0.3.0".to_owned()], EntryPoint::Http, Wasi::P3),
+        ] {
+            let exports: String = exports.iter().map(|name| format!("(export \"{name}\" (instance $i))")).collect();
+            let component = wat(&format!("(component (instance $i) {exports})"));
+            assert_eq!(inspect(&component).unwrap(), shape(entry, wasi, false), "{exports}");
+        }
+        assert!(matches!(
+            inspect(&wat(r#"(component (instance $i) (export "wasi:cli/run@0.3.0-rc-1" (instance $i)))"#)),
+            Err(LoadError::NoEntryPoint)
+        ));
     }
 }

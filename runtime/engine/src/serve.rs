@@ -1,4 +1,5 @@
-//! HTTP containers: a listener for each port, and a fresh instance for each request.
+//! HTTP containers: a listener for each port, and an instance for each request: a fresh one, unless the Pod says that
+//! they are used again.
 //!
 //! While nothing is asked of it, such a container is its listeners and a few hundred bytes: no instance, no memory of a
 //! guest. An instance that traps costs its own request a 500 and nobody else anything.
@@ -6,13 +7,13 @@
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dhow_host::{Guest, OutOfMemory, Template};
-use dhow_runtime_contract::{ExitReason, HTTP_PORT_DEFAULT};
+use dhow_host::{Guest, Template};
+use dhow_runtime_contract::{ExitReason, HTTP_PORT_DEFAULT, HttpServing};
 use dhow_switch::{Listener, Stream};
 use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
@@ -20,24 +21,21 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout, timeout_at};
-use wasmtime_wasi_http::WasiHttpView;
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
-use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
-use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use wasmtime_wasi_http::WasiBody;
+use wasmtime_wasi_http::handler::ProxyPre;
 
-use crate::command::{discard, new_store};
-use crate::container::{End, Shared, Wish, describe, killed, wished};
+use crate::container::{End, Shared, Wish, killed, wished};
+use crate::crowd::Crowd;
 use crate::engine::Engine;
-use crate::meter::{Cpu, Metered};
-use crate::output::{Channel, Input, Sink, lock};
+use crate::instances::{Answer, Failure, Instances, Reply};
+use crate::lane::Lane;
+use crate::meter::Metered;
+use crate::output::{Sink, lock};
 use crate::ticker::Ticker;
 
-/// Requests that one container works on at a time; more wait in their connections. A quarter of the node's pool of
-/// instances, so that one container cannot take it all.
-const REQUESTS_MAX: usize = 128;
 /// Connections that one container holds at a time; more wait in the listener's backlog and are then refused.
 const CONNECTIONS_MAX: usize = 4096;
 /// Connections that wait to be accepted.
@@ -50,13 +48,11 @@ const ANSWER_MAX: Duration = Duration::from_secs(600);
 /// How long a guest may go on working when its client has got everything and gone.
 const AFTERMATH_MAX: Duration = Duration::from_secs(30);
 
-type Body = HyperOutgoingBody;
-
 pub(crate) async fn run(
     engine: &Engine,
     pre: &ProxyPre<Guest>,
     template: Template,
-    ports: &[u16],
+    (ports, serving): (&[u16], HttpServing),
     sink: &Sink,
     shared: &Arc<Shared>,
 ) -> End {
@@ -64,16 +60,19 @@ pub(crate) async fn run(
         Ok(listeners) => listeners,
         Err(end) => return end,
     };
+    let instances = Instances::new(pre, template, sink.clone(), serving, engine.places().clone());
     let server = Arc::new(Server {
-        pre: pre.clone(),
-        template,
+        instances: instances.clone(),
+        crowd: Crowd::default(),
         sink: sink.clone(),
-        cpu: shared.cpu().clone(),
+        shared: shared.clone(),
         ticker: engine.ticker().clone(),
-        slots: Semaphore::new(REQUESTS_MAX),
-        pool: engine.pool().clone(),
-        largest: AtomicU64::new(0),
+        lane: engine.lane().clone(),
     });
+    let mut keeper = JoinSet::new();
+    if serving.reuse > 1 {
+        keeper.spawn(instances.end_idle());
+    }
     let mut ports = JoinSet::new();
     for listener in listeners {
         ports.spawn(accept(server.clone(), listener, shared.wishes()));
@@ -198,36 +197,46 @@ type Guests = Arc<Mutex<JoinSet<()>>>;
 
 /// What all requests of one container share.
 struct Server {
-    pre: ProxyPre<Guest>,
-    template: Template,
+    instances: Arc<Instances>,
+    crowd: Crowd,
     sink: Sink,
-    cpu: Arc<Cpu>,
+    shared: Arc<Shared>,
     ticker: Arc<Ticker>,
-    slots: Semaphore,
-    pool: Arc<Semaphore>,
-    /// The most memory that one instance has held: what the next one is expected to need.
-    largest: AtomicU64,
-}
-
-/// What comes of a request.
-type Answer = Result<Response<Body>, Failure>;
-
-enum Failure {
-    /// The guest said so itself.
-    Refused(ErrorCode),
-    /// It returned without an answer, or trapped.
-    NoAnswer,
-    /// There was no room for an instance.
-    NoRoom,
+    lane: Arc<Lane>,
 }
 
 impl Server {
-    async fn answer(self: &Arc<Self>, request: Request<Incoming>, guests: &Guests) -> Response<Body> {
+    async fn answer(self: &Arc<Self>, request: Request<Incoming>, guests: &Guests) -> Response<WasiBody> {
         if !names_host(&request) {
             return page(StatusCode::BAD_REQUEST, "the request has no valid Host header\n");
         }
-        let (sender, mut answer) = oneshot::channel();
-        let mut guest = Metered::new(self.clone().work(request, sender), self.cpu.clone(), self.ticker.clone());
+        self.shared.requests().asked.fetch_add(1, Ordering::Relaxed);
+        let answer = if self.instances.are_shared() {
+            self.answer_shared(request).await
+        } else {
+            self.answer_alone(request, guests).await
+        };
+        if answer.is_err() {
+            self.shared.requests().failed.fetch_add(1, Ordering::Relaxed);
+        }
+        match answer {
+            Ok(response) => response,
+            Err(Failure::Late) => page(StatusCode::GATEWAY_TIMEOUT, "the program did not answer in time\n"),
+            Err(Failure::NoRoom) => page(StatusCode::SERVICE_UNAVAILABLE, "no room for another instance\n"),
+            Err(Failure::NoAnswer | Failure::Again(_)) => {
+                page(StatusCode::INTERNAL_SERVER_ERROR, "the program failed; see its log\n")
+            }
+            Err(Failure::Refused(code)) => {
+                self.sink.note(&format!("the program answered a request with the error {code}"));
+                page(StatusCode::INTERNAL_SERVER_ERROR, "the program answered with an error; see its log\n")
+            }
+        }
+    }
+
+    /// Asks an instance that works on nothing else meanwhile.
+    async fn answer_alone(self: &Arc<Self>, request: Request<Incoming>, guests: &Guests) -> Answer {
+        let (reply, mut answer) = Reply::new();
+        let mut guest = self.metered(self.instances.clone().work(request, reply));
         // The guest runs in the connection's own task until it answers: most are done by then, and never need a task
         // or another thread. A connection that breaks before that takes its guest with it.
         let answer = tokio::select! {
@@ -241,82 +250,36 @@ impl Server {
                 answer
             }
             () = &mut guest => answer.await,
-            () = sleep(ANSWER_MAX) => {
-                self.sink.note("ended an instance that did not answer in time");
-                return page(StatusCode::GATEWAY_TIMEOUT, "the program did not answer in time\n");
-            }
+            () = sleep(ANSWER_MAX) => return self.late(),
         };
-        let answer = answer.unwrap_or(Err(Failure::NoAnswer));
-        match answer {
-            Ok(response) => response,
-            Err(Failure::NoRoom) => page(StatusCode::SERVICE_UNAVAILABLE, "no room for another instance\n"),
-            Err(Failure::NoAnswer) => page(StatusCode::INTERNAL_SERVER_ERROR, "the program failed; see its log\n"),
-            Err(Failure::Refused(code)) => {
-                self.sink.note(&format!("the program answered a request with the error {code}"));
-                page(StatusCode::INTERNAL_SERVER_ERROR, "the program answered with an error; see its log\n")
-            }
-        }
+        answer.unwrap_or(Err(Failure::NoAnswer))
     }
 
-    /// One instance, from its start to its end.
-    async fn work(self: Arc<Self>, request: Request<Incoming>, sender: oneshot::Sender<Answer>) {
-        let sender = Arc::new(Mutex::new(Some(sender)));
-        let send = |answer: Answer| {
-            if let Some(sender) = lock(&sender).take() {
-                // The receiver is gone when the client is; then nobody wants the answer.
-                sender.send(answer).ok();
-            }
-        };
-        let _slot = self.slots.acquire().await;
-        let memory = self.template.memory().meter(self.largest.load(Ordering::Relaxed)).await;
-        let _place = self.pool.acquire().await;
-
-        let guest = self.template.guest(
-            memory,
-            Input::empty(),
-            self.sink.open(Channel::Stdout),
-            self.sink.open(Channel::Stderr),
-        );
-        let mut store = new_store(self.pre.engine(), guest);
-        let for_guest = sender.clone();
-        let result = async {
-            let mut http = store.data_mut().http();
-            let request = http.new_incoming_request(Scheme::Http, request)?;
-            let out = http.new_response_outparam_from_callback(move |answer| {
-                if let Some(sender) = lock(&for_guest).take() {
-                    sender.send(answer.map_err(Failure::Refused)).ok();
+    /// Asks an instance that may work on other requests too.
+    async fn answer_shared(self: &Arc<Self>, mut request: Request<Incoming>) -> Answer {
+        let _slot = self.instances.slot().await;
+        let deadline = Instant::now() + ANSWER_MAX;
+        loop {
+            let (reply, answer) = Reply::new();
+            let worker = self.crowd.give(&self.instances, request, reply, |work| self.metered(work));
+            match timeout_at(deadline, answer).await {
+                Ok(Ok(Err(Failure::Again(again)))) => request = *again,
+                Ok(answer) => return answer.unwrap_or(Err(Failure::NoAnswer)),
+                Err(_) => {
+                    worker.abort();
+                    return self.late();
                 }
-            })?;
-            let proxy = self.pre.instantiate_async(&mut store).await.map_err(Ended::Start)?;
-            proxy.wasi_http_incoming_handler().call_handle(&mut store, request, out).await.map_err(Ended::Guest)
-        }
-        .await;
-        self.largest.fetch_max(store.data().memory.held(), Ordering::Relaxed);
-        match result {
-            Ok(()) => send(Err(Failure::NoAnswer)),
-            Err(Ended::Start(error)) => {
-                self.sink.note(&format!("starting an instance failed: {}", describe(&error)));
-                send(Err(Failure::NoRoom));
-            }
-            Err(Ended::Guest(error)) => {
-                let what = if error.is::<OutOfMemory>() { "ran out of memory" } else { "failed" };
-                self.sink.note(&format!("a request {what}: {}", describe(&error)));
-                send(Err(Failure::NoAnswer));
             }
         }
-        discard(store).await;
     }
-}
 
-/// Where an instance came to its end.
-enum Ended {
-    Start(wasmtime::Error),
-    Guest(wasmtime::Error),
-}
+    fn late(&self) -> Answer {
+        self.sink.note("ended an instance that did not answer in time");
+        Err(Failure::Late)
+    }
 
-impl From<wasmtime::Error> for Ended {
-    fn from(error: wasmtime::Error) -> Self {
-        Self::Start(error)
+    fn metered<F: Future<Output = ()> + Send + 'static>(&self, guest: F) -> Metered<F> {
+        Metered::new(guest, self.shared.cpu().clone(), self.ticker.clone(), self.lane.clone())
     }
 }
 
@@ -326,7 +289,7 @@ fn names_host(request: &Request<Incoming>) -> bool {
     request.uri().authority().is_some() || host.is_some_and(|host| !host.is_empty())
 }
 
-fn page(status: StatusCode, text: &'static str) -> Response<Body> {
+fn page(status: StatusCode, text: &'static str) -> Response<WasiBody> {
     let body = Full::new(Bytes::from_static(text.as_bytes())).map_err(|never| match never {}).boxed_unsync();
     let mut response = Response::new(body);
     *response.status_mut() = status;

@@ -1,12 +1,14 @@
 //! The clock that makes guests yield: one thread that moves the engines' epochs on while any guest computes, and sleeps
 //! for good while none does, so that an idle node does not wake up 200 times a second.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use wasmtime::EngineWeak;
+
+use crate::output::lock;
 
 /// The longest time a guest computes before it lets another have the thread. At 1 ms the ticks themselves cost 3 % of
 /// a core, at 5 ms 0.7 %, and CPU limits hold to within a percent at both.
@@ -17,21 +19,28 @@ pub(crate) struct Ticker {
     computing: AtomicUsize,
     parked: AtomicBool,
     stopped: AtomicBool,
+    engines: Mutex<Vec<EngineWeak>>,
     thread: std::sync::OnceLock<Thread>,
 }
 
 impl Ticker {
-    pub(crate) fn start(engines: Vec<EngineWeak>) -> std::io::Result<Arc<Self>> {
+    pub(crate) fn start() -> std::io::Result<Arc<Self>> {
         let ticker = Arc::new(Self {
             computing: AtomicUsize::new(0),
             parked: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
+            engines: Mutex::default(),
             thread: std::sync::OnceLock::new(),
         });
         let for_thread = ticker.clone();
-        let handle = thread::Builder::new().name("dhow-epochs".to_owned()).spawn(move || for_thread.run(&engines))?;
+        let handle = thread::Builder::new().name("dhow-epochs".to_owned()).spawn(move || for_thread.run())?;
         ticker.thread.get_or_init(|| handle.thread().clone());
         Ok(ticker)
+    }
+
+    /// From now on, this engine's epochs move on too.
+    pub(crate) fn add(&self, engine: EngineWeak) {
+        lock(&self.engines).push(engine);
     }
 
     /// A guest begins to compute; it stops when the guard is dropped.
@@ -55,16 +64,15 @@ impl Ticker {
         }
     }
 
-    fn run(&self, engines: &[EngineWeak]) {
+    fn run(&self) {
         let mut next = Instant::now() + TICK;
         while !self.stopped.load(Ordering::SeqCst) {
             thread::sleep(next.saturating_duration_since(Instant::now()));
-            for engine in engines {
-                match engine.upgrade() {
-                    Some(engine) => engine.increment_epoch(),
-                    None => return,
-                }
-            }
+            lock(&self.engines).retain(|engine| {
+                let engine = engine.upgrade();
+                engine.iter().for_each(wasmtime::Engine::increment_epoch);
+                engine.is_some()
+            });
             next += TICK;
             if self.computing.load(Ordering::SeqCst) == 0 {
                 self.park();

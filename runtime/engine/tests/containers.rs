@@ -104,6 +104,7 @@ fn spec(args: &[&str]) -> ContainerSpec {
         scratch: Vec::new(),
         working_dir: None,
         memory_limit: None,
+        cpu_request_m: None,
         cpu_limit_m: None,
         http_ports: Vec::new(),
         http: HttpServing::default(),

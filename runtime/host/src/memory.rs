@@ -10,6 +10,15 @@ use wasmtime::ResourceLimiter;
 /// Bytes that one table element takes in this host.
 const TABLE_ELEMENT_BYTES: u64 = size_of::<usize>() as u64;
 
+/// Core instances that one Store may have. A component is a handful of them, a composed one some dozens; each costs the
+/// host memory that is not the guest's own. Beyond it the program cannot be started.
+const INSTANCES_MAX: usize = 256;
+/// Linear memories that one Store may have. Each reserves 4 GiB of the 128 TiB of addresses that the node has, and takes
+/// two of its mappings.
+const MEMORIES_MAX: usize = 32;
+/// Tables that one Store may have, each with host memory of its own.
+const TABLES_MAX: usize = 256;
+
 /// A guest wanted more memory than its container may have. It traps with this, as a process meets the OOM killer: a
 /// refusal that the guest could catch would leave many programs running in a state that nobody has tested.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
@@ -35,6 +44,11 @@ impl MemoryAccount {
     /// An empty account with this limit.
     pub fn new(limit: Option<u64>) -> Arc<Self> {
         Arc::new(Self { limit, ..Self::default() })
+    }
+
+    /// The most that may be held.
+    pub fn limit(&self) -> Option<u64> {
+        self.limit
     }
 
     /// Bytes that are held or set aside now.
@@ -147,6 +161,18 @@ impl ResourceLimiter for MemoryMeter {
         tracing::debug!(%error, "table growth failed");
         self.undo();
         Ok(())
+    }
+
+    fn instances(&self) -> usize {
+        INSTANCES_MAX
+    }
+
+    fn memories(&self) -> usize {
+        MEMORIES_MAX
+    }
+
+    fn tables(&self) -> usize {
+        TABLES_MAX
     }
 }
 

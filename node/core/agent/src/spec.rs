@@ -29,6 +29,10 @@ pub fn container_spec(
         let text = &container.resources.as_ref()?.limits.as_ref()?.get(name)?.0;
         Quantity::parse(text).ok()
     };
+    let request = |name: &str| {
+        let text = &container.resources.as_ref()?.requests.as_ref()?.get(name)?.0;
+        Quantity::parse(text).ok()
+    };
     let ports = container.ports.iter().flatten();
     ContainerSpec {
         pod_uid: Uid::new(meta.uid.as_deref().unwrap_or_default()),
@@ -41,6 +45,7 @@ pub fn container_spec(
         scratch,
         working_dir: container.working_dir.clone().filter(|dir| !dir.is_empty()),
         memory_limit: limit("memory").and_then(|q| u64::try_from(q.value()).ok()).filter(|bytes| *bytes > 0),
+        cpu_request_m: request("cpu").and_then(|q| u32::try_from(q.milli()).ok()),
         cpu_limit_m: limit("cpu").and_then(|q| u32::try_from(q.milli()).ok()).filter(|milli| *milli > 0),
         http_ports: ports
             .filter(|p| p.protocol.as_deref().is_none_or(|protocol| protocol == "TCP"))
@@ -114,12 +119,13 @@ mod tests {
             assert_eq!(spec.args, expected);
         }
         let container: Container = serde_json::from_value(json!({
-            "name": "c", "image": "i", "resources": {"limits": {"memory": "64Mi", "cpu": "250m"}},
+            "name": "c", "image": "i",
+            "resources": {"limits": {"memory": "64Mi", "cpu": "250m"}, "requests": {"cpu": "0.1"}},
             "ports": [{"containerPort": 80}, {"containerPort": 53, "protocol": "UDP"}],
         }))
         .unwrap();
         let spec = container_spec(&pod, &container, 3, Vec::new(), Default::default());
-        assert_eq!((spec.memory_limit, spec.cpu_limit_m), (Some(64 << 20), Some(250)));
+        assert_eq!((spec.memory_limit, spec.cpu_limit_m, spec.cpu_request_m), (Some(64 << 20), Some(250), Some(100)));
         assert_eq!((spec.http_ports, spec.hostname, spec.attempt), (vec![80], "web".to_owned(), 3));
         assert_eq!(spec.http, HttpServing { reuse: 1, concurrency: 1 });
         let annotated = |reuse: &str, concurrency: &str| {

@@ -19,7 +19,7 @@ impl wasip2::exports::http::incoming_handler::Guest for Handler {
         match path {
             "/" => respond(out, "hello\n"),
             "/env" => respond(out, &std::env::var(query).unwrap_or_else(|_| "unset".to_owned())),
-            // Instances do not outlive their request, so this is 1 for ever.
+            // How many requests this instance has been asked.
             "/count" => {
                 static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
                 let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;

@@ -14,6 +14,17 @@ fn main() {
             Ok(answer) => println!("{answer}"),
             Err(error) => println!("error: {:?}", error.kind()),
         },
+        // Takes one connection, reads it to its end, and only then answers.
+        ["collect", port] => collect(port),
+        // Sends some text, ends its side, and prints all that the other side says after that.
+        ["finish", to, text] => match finish(to, text) {
+            Ok(answer) => println!("{answer}"),
+            Err(error) => println!("error: {:?}", error.kind()),
+        },
+        // Takes connections and never reads from them.
+        ["stall", port] => stall(port),
+        // Sends until the other side takes no more, and prints how much that was.
+        ["flood", to] => println!("{}", flood(to).expect("send")),
         ["resolve", name] => match (name, 0).to_socket_addrs() {
             Ok(addresses) => addresses.for_each(|address| println!("{}", address.ip())),
             Err(error) => println!("error: {error}"),
@@ -89,6 +100,43 @@ fn echo(port: &str) {
             if stream.write_all(&buffer[..len]).is_err() {
                 break;
             }
+        }
+    }
+}
+
+fn collect(port: &str) {
+    let listener = TcpListener::bind(("0.0.0.0", port.parse().expect("a port"))).expect("bind");
+    println!("listening");
+    let (mut stream, _) = listener.accept().expect("accept");
+    let mut received = String::new();
+    stream.read_to_string(&mut received).expect("read");
+    write!(stream, "{} bytes, the last of them {:?}", received.len(), received.chars().last()).expect("write");
+}
+
+fn finish(to: &str, text: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(to)?;
+    stream.write_all(text.as_bytes())?;
+    stream.shutdown(std::net::Shutdown::Write)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+fn stall(port: &str) {
+    let listener = TcpListener::bind(("0.0.0.0", port.parse().expect("a port"))).expect("bind");
+    println!("listening");
+    let _held: Vec<_> = listener.incoming().collect();
+}
+
+fn flood(to: &str) -> std::io::Result<usize> {
+    let mut stream = TcpStream::connect(to)?;
+    stream.set_nonblocking(true)?;
+    let mut sent = 0;
+    loop {
+        match stream.write(&[7; 4096]) {
+            Ok(len) => sent += len,
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(sent),
+            Err(error) => return Err(error),
         }
     }
 }

@@ -1,0 +1,122 @@
+//! The Wasmtime engines of a node, each with what its programs may import.
+//!
+//! Commands are allocated on demand, so that their memory comes back; HTTP programs from a pool, because an instance is
+//! made for each request. What WASI 0.3 needs costs each instantiation 15 %, so programs of 0.2 have engines without
+//! it, and those of 0.3 have theirs once the first such program comes.
+
+use std::sync::{Arc, OnceLock};
+
+use dhow_host::{Guest, Wasi};
+use dhow_runtime_contract::EntryPoint;
+use wasmtime::component::Linker;
+use wasmtime::{Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+
+use crate::ticker::Ticker;
+
+/// Instances that all HTTP containers have at a time; further requests wait.
+pub(crate) const HTTP_INSTANCES_MAX: u32 = 512;
+/// A component is several core instances (the program and its adapters), with a table each.
+const CORE_INSTANCES_MAX: u32 = 4 * HTTP_INSTANCES_MAX;
+/// Most components have one memory, composed ones several. Each slot reserves 4 GiB of address space: 2.5 TiB of the
+/// 128 TiB that a process has, so that some twenty agents fit into one, even with programs of both WASIs.
+const MEMORIES_MAX: u32 = HTTP_INSTANCES_MAX + HTTP_INSTANCES_MAX / 4;
+/// Memory that a slot keeps for its next instance: zeroing it is far cheaper than giving it back and faulting it in
+/// again (1.6 to 2.5 times the requests a second). Idle slots cost at most 100 × this.
+const KEEP_RESIDENT_BYTES: usize = 256 * 1024;
+const TABLE_KEEP_RESIDENT_BYTES: usize = 4 * 1024;
+
+/// What decides which engine a program is compiled for and runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Family {
+    pub(crate) entry: EntryPoint,
+    pub(crate) wasi: Wasi,
+}
+
+impl Family {
+    /// All there are; those that are always there first.
+    pub(crate) const ALL: [Family; 4] = [
+        Family { entry: EntryPoint::Command, wasi: Wasi::P2 },
+        Family { entry: EntryPoint::Http, wasi: Wasi::P2 },
+        Family { entry: EntryPoint::Command, wasi: Wasi::P3 },
+        Family { entry: EntryPoint::Http, wasi: Wasi::P3 },
+    ];
+
+    /// What the names of its compiled files end in.
+    pub(crate) fn suffix(self) -> &'static str {
+        match (self.entry, self.wasi) {
+            (EntryPoint::Command, Wasi::P2) => "command.cwasm",
+            (EntryPoint::Http, Wasi::P2) => "http.cwasm",
+            (EntryPoint::Command, Wasi::P3) => "command3.cwasm",
+            (EntryPoint::Http, Wasi::P3) => "http3.cwasm",
+        }
+    }
+}
+
+/// The linkers, and with each its engine.
+pub(crate) struct Linkers {
+    commands: Linker<Guest>,
+    http: Linker<Guest>,
+    concurrent_commands: OnceLock<Made>,
+    concurrent_http: OnceLock<Made>,
+    ticker: Arc<Ticker>,
+}
+
+/// A linker that was made late, or why it could not be.
+type Made = Result<Linker<Guest>, String>;
+
+impl Linkers {
+    /// Makes those of WASI 0.2.
+    pub(crate) fn new(ticker: Arc<Ticker>) -> wasmtime::Result<Self> {
+        let [commands, http, ..] = Family::ALL;
+        Ok(Self {
+            commands: make(commands, &ticker)?,
+            http: make(http, &ticker)?,
+            concurrent_commands: OnceLock::new(),
+            concurrent_http: OnceLock::new(),
+            ticker,
+        })
+    }
+
+    /// The linker of this family. Takes some milliseconds the first time, for those of WASI 0.3.
+    pub(crate) fn get(&self, family: Family) -> Result<&Linker<Guest>, String> {
+        let late = match (family.entry, family.wasi) {
+            (EntryPoint::Command, Wasi::P2) => return Ok(&self.commands),
+            (EntryPoint::Http, Wasi::P2) => return Ok(&self.http),
+            (EntryPoint::Command, Wasi::P3) => &self.concurrent_commands,
+            (EntryPoint::Http, Wasi::P3) => &self.concurrent_http,
+        };
+        late.get_or_init(|| make(family, &self.ticker).map_err(|error| format!("{error:#}")))
+            .as_ref()
+            .map_err(Clone::clone)
+    }
+}
+
+fn make(family: Family, ticker: &Ticker) -> wasmtime::Result<Linker<Guest>> {
+    let mut config = wasmtime::Config::new();
+    config.epoch_interruption(true);
+    config.concurrency_support(family.wasi == Wasi::P3);
+    if family.entry == EntryPoint::Http {
+        config.allocation_strategy(pool());
+    }
+    let engine = Engine::new(&config)?;
+    ticker.add(engine.weak());
+    let mut linker = Linker::new(&engine);
+    dhow_host::add_to_linker(&mut linker)?;
+    if family.wasi == Wasi::P3 {
+        dhow_host::add_p3_to_linker(&mut linker)?;
+    }
+    Ok(linker)
+}
+
+fn pool() -> InstanceAllocationStrategy {
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(HTTP_INSTANCES_MAX)
+        .total_stacks(HTTP_INSTANCES_MAX)
+        .total_core_instances(CORE_INSTANCES_MAX)
+        .total_tables(CORE_INSTANCES_MAX)
+        .total_memories(MEMORIES_MAX)
+        .linear_memory_keep_resident(KEEP_RESIDENT_BYTES)
+        .table_keep_resident(TABLE_KEEP_RESIDENT_BYTES)
+        .pagemap_scan(Enabled::Auto);
+    InstanceAllocationStrategy::Pooling(pool)
+}
