@@ -49,6 +49,16 @@ fn main() {
             Err(error) => println!("error: {:?}", error.kind()),
         },
         ["append", path, text] => append(path, text),
+        // Makes a link; what it leads to need not be there.
+        ["link", target, path] => {
+            #[allow(deprecated, reason = "the only link of the standard library that every target has")]
+            match std::fs::soft_link(target, path) {
+                Ok(()) => println!("linked"),
+                Err(error) => println!("error: {:?}", error.kind()),
+            }
+        }
+        // Prints a file whenever it has changed.
+        ["follow", path] => follow(path),
         // Leaves a last word in a file and fails.
         ["leave", path, text] => {
             std::fs::write(path, text).expect("write");
@@ -149,6 +159,19 @@ fn udp_echo(port: &str) {
     loop {
         let (len, from) = socket.recv_from(&mut buffer).expect("receive");
         socket.send_to(&buffer[..len], from).expect("send");
+    }
+}
+
+fn follow(path: &str) {
+    let mut last = None;
+    loop {
+        let text = std::fs::read_to_string(path).map_err(|error| format!("error: {:?}", error.kind()));
+        let text = text.unwrap_or_else(|error| error);
+        if last.as_ref() != Some(&text) {
+            println!("{text}");
+            last = Some(text);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
     }
 }
 
