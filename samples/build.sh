@@ -9,4 +9,5 @@ cp "$out/hello_http.wasm" hello-http/hello-http.wasm
 cp "$out/echo-tcp.wasm" echo-tcp/echo-tcp.wasm
 cp "$out/guestbook_frontend.wasm" guestbook/guestbook-frontend.wasm
 cp "$out/guestbook-store.wasm" guestbook/guestbook-store.wasm
+cp "$out/visits.wasm" visits/visits.wasm
 cd .. && cargo xtask samples --record
