@@ -67,6 +67,9 @@ async fn add(session: &Session, name: &str, witness: bool) -> anyhow::Result<()>
     let Some(token) = answer["token"].as_str() else { bail!("the server answered without a token") };
     let token: dhow_pki::token::JoinToken = token.parse().context("the server's token")?;
     let witness = if witness { " --witness" } else { "" };
+    if answer["replaces"].is_u64() {
+        output::note(format!("it takes the place of the control node \"{name}\", which nobody reaches"));
+    }
     output::note("start the new member with this command; on another machine name the address to listen on by --bind");
     output::line(format!("dhow server --join {} --token {token} --name {name}{witness}", session.client.server()));
     Ok(())

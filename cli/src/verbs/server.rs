@@ -3,7 +3,7 @@
 use crate::kube::Global;
 use crate::{output, paths, signals};
 use anyhow::Context as _;
-use dhow_server::{BackupConfig, Config, Join, Server};
+use dhow_server::{BackupConfig, Config, Join, Server, ServerError};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -24,7 +24,8 @@ pub(crate) struct Args {
     /// Where the API listens; other control nodes must reach it
     #[arg(long, default_value = "127.0.0.1:6443", value_name = "IP:PORT")]
     bind: SocketAddr,
-    /// Join the cluster of this control node; without it the first start begins a cluster of its own
+    /// Join the cluster of this control node, at the first start or when the data is lost; without it the first start
+    /// begins a cluster of its own
     #[arg(long, value_name = "https://HOST:PORT")]
     join: Option<String>,
     /// A token from `dhow member add` or `dhow token create`; needed at the first start only
@@ -54,22 +55,37 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     config.witness = witness;
     let every = Duration::from_secs(u64::from(backup_hours) * 3600);
     config.backups = BackupConfig { every: (!every.is_zero()).then_some(every), kept: backups_kept };
-    let server = start(config).await?;
+    let server = start(config).await.map_err(|err| with_hint(err, &data_dir, bind))?;
     let kubeconfig = global.kubeconfig.clone().unwrap_or_else(|| paths::kubeconfig(&data_dir));
     let served = serve(&server, &kubeconfig).await;
     server.stop().await;
-    served
+    served.map_err(|err| with_hint(err, &data_dir, bind))
+}
+
+/// Adds the one command that brings a control node back whose data is lost.
+fn with_hint(err: anyhow::Error, data_dir: &Path, bind: SocketAddr) -> anyhow::Error {
+    let lost = err.chain().find_map(|cause| match cause.downcast_ref() {
+        Some(ServerError::Lost { rebuild, .. }) => Some(rebuild.hint(data_dir, bind)),
+        _ => None,
+    });
+    match lost {
+        Some(hint) => anyhow::anyhow!("{err:#}\nhint: {hint}"),
+        None => err,
+    }
 }
 
 async fn serve(server: &Server, kubeconfig: &Path) -> anyhow::Result<()> {
     let stop = signals::stop_requested();
     paths::write_private(kubeconfig, &server.admin_kubeconfig())?;
+    if let Some(aside) = server.set_aside() {
+        output::line(format!("former data: {} (delete it when nothing in it is needed)", aside.display()));
+    }
     output::line(format!("kubeconfig: {}", kubeconfig.display()));
     output::line(format!("ready: {}", server.url()));
     tokio::select! {
         stopped = stop => stopped.context("waiting for signals"),
         () = keep_kubeconfig(server, kubeconfig) => Ok(()),
-        why = server.removed() => Err(why.into()),
+        why = server.ended() => Err(why.into()),
     }
 }
 

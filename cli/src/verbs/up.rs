@@ -31,6 +31,9 @@ pub(crate) struct Args {
     /// Apply these manifests once the cluster is ready
     #[arg(long, value_name = "PATH")]
     apply: Vec<PathBuf>,
+    /// Let pods mount what lies below this directory of this machine (hostPath); can be given several times
+    #[arg(long = "allow-host-path", value_name = "DIR")]
+    allow_host_paths: Vec<PathBuf>,
 }
 
 pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
@@ -77,6 +80,7 @@ async fn serve(
     tokio::select! {
         stopped = &mut stop => stopped.context("waiting for signals"),
         () = server::keep_kubeconfig(server, &kubeconfig) => Ok(()),
+        why = server.ended() => Err(why.into()),
     }
 }
 
@@ -94,6 +98,7 @@ async fn start_node(
     // All agents of the process share its addresses: one of them opens the node ports for all.
     config.node_port_ip = first.then_some(ip);
     config.allow_file_images = true;
+    config.allow_host_paths.clone_from(&args.allow_host_paths);
     Node::start(config).await.with_context(|| format!("starting node `{name}`"))
 }
 

@@ -1,19 +1,21 @@
 //! What every request has at hand, and how a planned write is carried out.
 
 use crate::ServerError;
+use crate::admit::Settings;
 use crate::backups::Backups;
 use crate::certs::Certs;
 use crate::lead;
 use crate::links::Links;
 use crate::member::{Member, MemberFile};
 use crate::nodes::Nodes;
+use crate::rebuild::Rebuild;
 use dhow_api::Tree;
 use dhow_api::kinds::Kind;
 use dhow_api::status::ApiError;
 use dhow_gate::write::{Context, Plan, Reply, ServiceRanges, View, rejection, scale_of};
 use dhow_registry::Registry;
 use dhow_state::{Applied, Key, Object, Txn};
-use dhow_store::{Replica, RoleNow, WriteError};
+use dhow_store::{Failure, Replica, RoleNow, WriteError};
 use dhow_tasks::{Stop, Tasks};
 use dhow_types::{Revision, Time};
 use std::path::PathBuf;
@@ -26,11 +28,12 @@ use tokio::time::Instant;
 /// once can lose that often; then its client hears of the conflict, as in Kubernetes.
 const PLANS_MAX: usize = 12;
 
-/// How long a request waits while the control nodes elect a leader, before its client is told to try again: elections
-/// take one second, a busy machine makes it some.
-pub(crate) const LEADER_WAIT: Duration = Duration::from_secs(5);
+/// How long a request waits for a leader in all, before its client is told to try again: an election takes a second, a
+/// busy machine makes it two, and whoever waits for longer waits for a majority that is not there. Clients try a 503 again
+/// by themselves. What consensus has taken on by then may use up its own patience of two seconds.
+pub(crate) const LEADER_WAIT: Duration = Duration::from_secs(3);
 
-/// The rest between two attempts meanwhile.
+/// The rest between two attempts while there is a leader that does not answer.
 const LEADER_REST: Duration = Duration::from_millis(50);
 
 /// The parts of the control node that requests use.
@@ -40,6 +43,8 @@ pub(crate) struct App {
     pub(crate) certs: Certs,
     pub(crate) nodes: Nodes,
     pub(crate) services: ServiceRanges,
+    /// What a newcomer must share.
+    pub(crate) settings: Settings,
     /// This member, as it is now.
     pub(crate) member: Member,
     pub(crate) links: Links,
@@ -118,6 +123,19 @@ impl App {
         ServerError::Place { dir, why }
     }
 
+    /// What to tell of a store that cannot go on.
+    pub(crate) fn failed(&self, failure: Failure) -> ServerError {
+        let Failure { why, is_loss } = failure;
+        if !is_loss {
+            return ServerError::Failed(why);
+        }
+        let dir = self.file.lock().unwrap_or_else(PoisonError::into_inner).0.clone();
+        let Member { id, name, witness, .. } = &self.member;
+        // Its certificates are as good as before.
+        let rebuild = Rebuild { has_certificate: true, ..Rebuild::new(name, *witness, *id, &self.known_members()) };
+        ServerError::Lost { dir, why, rebuild }
+    }
+
     /// Whether this member leads.
     pub(crate) fn is_leader(&self) -> bool {
         lead::leads(&self.role.borrow())
@@ -161,14 +179,22 @@ impl App {
         let end = Instant::now() + LEADER_WAIT;
         loop {
             match self.replica.barrier().await {
-                Ok(revision) => return Ok(revision),
-                Err(WriteError::NoLeader | WriteError::Lost) if Instant::now() < end => {
-                    tokio::time::sleep(LEADER_REST).await;
+                Err(WriteError::NoLeader | WriteError::Lost) => {
+                    if !self.is_led_before(end).await {
+                        return Err(write_error(WriteError::NoLeader));
+                    }
                 }
-                Err(WriteError::Lost) => return Err(write_error(WriteError::NoLeader)),
-                Err(error) => return Err(write_error(error)),
+                ended => return ended.map_err(write_error),
             }
         }
+    }
+
+    /// Whether it is worth the while to try again what failed for want of a leader: somebody leads, in time. Nothing is
+    /// tried without one, for consensus would wait for it beyond the end.
+    async fn is_led_before(&self, end: Instant) -> bool {
+        tokio::time::sleep(LEADER_REST).await;
+        self.until_led(end.saturating_duration_since(Instant::now())).await;
+        Instant::now() < end && self.role.borrow().leader.is_some()
     }
 
     /// Writes what no gate has to plan. While a leader is elected it waits.
@@ -183,10 +209,9 @@ impl App {
                 true => self.replica.write_lazily(txn.clone()).await,
                 false => self.replica.write(txn.clone()).await,
             };
-            match written {
-                // Nothing was changed: it is as if it had not been tried.
-                Err(WriteError::NoLeader) if Instant::now() < end => tokio::time::sleep(LEADER_REST).await,
-                other => return other,
+            // Nothing was changed: it is as if it had not been tried.
+            if !matches!(written, Err(WriteError::NoLeader)) || !self.is_led_before(end).await {
+                return written;
             }
         }
     }

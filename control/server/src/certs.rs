@@ -1,16 +1,18 @@
 //! Certificates: who gets which, when they are renewed, and the list of them.
 //!
 //! A control node holds the CA and makes its own certificate at every start and after two thirds of its life; what it
-//! serves with and dials with is exchanged while it runs. Agents ask for theirs (`POST /dhow/v1/renew`). Every one that
+//! serves with and dials with is exchanged while it runs. Agents ask for theirs (`POST /dhow/v1/renew`), and so does a
+//! witness, which does not hold the CA's key (`witness`). Every one that
 //! is made is written down, so that `dhow certificate list` can tell which end when.
 
 use crate::answer::{self, Answer, Style};
 use crate::app::{App, now, seed};
 use crate::body::RequestBody;
-use crate::{ServerError, pki, write};
+use crate::{ServerError, pki, witness, write};
 use dhow_api::status::ApiError;
 use dhow_api::{Tree, meta};
 use dhow_gate::User;
+use dhow_gate::user::MASTERS;
 use dhow_pki::{Ca, Facts, Identity, PkiError, San, ServerCert, Subject, Usage};
 use dhow_quic::{Endpoint, Tls};
 use dhow_state::{Expect, Key, Op, Txn};
@@ -94,15 +96,23 @@ impl Certs {
         self.ca.sign_csr(csr_pem, &subject, &names, Usage::Both, now(), self.valid_ms)
     }
 
+    /// An administrator's certificate for a key that only they know.
+    fn sign_admin(&self, csr_pem: &str) -> Result<String, PkiError> {
+        self.ca.sign_csr(csr_pem, &pki::admin_subject(), &[], Usage::Client, now(), self.valid_ms)
+    }
+
     /// A control node's certificate for a key that only it knows.
     pub(crate) fn sign_member(&self, id: u64, names: &[San], csr_pem: &str) -> Result<String, PkiError> {
         self.ca.sign_csr(csr_pem, &pki::member_subject(id), names, Usage::Both, now(), self.valid_ms)
     }
 
-    /// Makes this member's certificate anew and shows it from now on.
-    fn renew(&self) -> Result<(), ServerError> {
-        let identity =
-            self.ca.issue_for(&self.key_pem, &self.subject, &self.names, Usage::Both, now(), self.valid_ms)?;
+    /// Makes this member's certificate anew.
+    fn make(&self) -> Result<Identity, PkiError> {
+        self.ca.issue_for(&self.key_pem, &self.subject, &self.names, Usage::Both, now(), self.valid_ms)
+    }
+
+    /// Shows a certificate of this member from now on.
+    fn show(&self, identity: Identity) -> Result<(), ServerError> {
         self.shown.replace(&identity)?;
         let renewed = self.endpoint.renew(&quic_tls(&self.ca, &identity));
         renewed.map_err(|error| ServerError::Refused(error.to_string()))?;
@@ -122,9 +132,12 @@ impl Certs {
 /// Renews this member's certificate for as long as it runs.
 pub(crate) async fn keep_fresh(app: Arc<App>) {
     record(&app, &app.certs.identity().cert_pem, &app.member.name).await;
+    // A life of seconds is a test's: it does not wait for a minute.
+    let pause = REST.min(Duration::from_millis(app.certs.valid_ms / 3));
+    // A witness that was off for long begins with a certificate that is over.
+    let mut least = Duration::ZERO;
     loop {
-        // A life of seconds is a test's: it does not wait for a minute.
-        let rest = app.certs.rest().max(REST.min(Duration::from_millis(app.certs.valid_ms / 3)));
+        let rest = app.certs.rest().max(std::mem::replace(&mut least, pause));
         let look = rest.min(LOOK_EVERY);
         if app.stop.or(tokio::time::sleep(look)).await.is_none() {
             return;
@@ -132,7 +145,7 @@ pub(crate) async fn keep_fresh(app: Arc<App>) {
         if look < rest {
             continue;
         }
-        match app.certs.renew() {
+        match renew_own(&app).await {
             Ok(()) => {
                 info!("renewed this control node's certificate");
                 record(&app, &app.certs.identity().cert_pem, &app.member.name).await;
@@ -140,6 +153,14 @@ pub(crate) async fn keep_fresh(app: Arc<App>) {
             Err(error) => warn!(error = %dhow_types::Chain(&error), "a certificate could not be renewed, tried again"),
         }
     }
+}
+
+async fn renew_own(app: &App) -> Result<(), ServerError> {
+    let identity = match app.certs.ca.key_pem() {
+        Some(_) => app.certs.make()?,
+        None => witness::renew_own(app).await?,
+    };
+    app.certs.show(identity)
 }
 
 /// Writes down that a certificate was made. The list is for people: a member that cannot write now goes without.
@@ -204,7 +225,7 @@ pub(crate) async fn renew(app: &App, user: &User, body: RequestBody) -> Result<A
     let bad = |error: PkiError| {
         ApiError::bad_request(format!("the signing request cannot be read: {}", dhow_types::Chain(&error)))
     };
-    let (certificate, holder) = match (user.node().or(user.expired_node()), user.member()) {
+    let (certificate, holder) = match (user.node().or(user.expired_node()), user.member().or(user.expired_member())) {
         (Some(node), _) => (app.certs.sign_node(node, csr).map_err(bad)?, node.to_owned()),
         (None, Some(id)) => {
             let member = crate::member::all(&app.replica.state()).into_iter().find(|member| member.id == id);
@@ -214,9 +235,12 @@ pub(crate) async fn renew(app: &App, user: &User, body: RequestBody) -> Result<A
             let names = pki::member_names(member.address, &app.services);
             (app.certs.sign_member(id, &names, csr).map_err(bad)?, member.name)
         }
+        (None, None) if user.name == pki::admin_subject().common_name && user.is_in(MASTERS) => {
+            (app.certs.sign_admin(csr).map_err(bad)?, witness::holder_of(&request).to_owned())
+        }
         (None, None) => {
             return Err(ApiError::bad_request(format!(
-                "`{}` is neither a node nor a control node: only their certificates are renewed here",
+                "`{}` is neither a node nor a control node nor their administrator: only their certificates are renewed here",
                 user.name
             )));
         }

@@ -1,12 +1,14 @@
-//! The administrator's kubeconfig: this control node first, the others to fall back on.
+//! The administrator's kubeconfig: this control node first, the others to fall back on. A witness, which serves no objects,
+//! comes last in its own.
 
 use crate::app::{App, now};
 use crate::member::Member;
-use crate::{certs, pki};
+use crate::{ServerError, certs, pki, witness};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use dhow_pki::{Identity, Usage};
 use dhow_tasks::Tasks;
+use dhow_types::Chain;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,18 +50,27 @@ async fn follow(app: Arc<App>, url: String, mut admin: Identity, sender: watch::
         let woken = app.stop.or(tokio::time::timeout(LOOK_EVERY, members.changed())).await;
         let (None | Some(Ok(Err(_)))) = woken else {
             if is_due(&admin) {
-                match app.certs.issue(&pki::admin_subject(), &[], Usage::Client) {
+                match renewed(&app, &admin).await {
                     Ok(fresh) => {
                         info!("renewed the administrator's certificate");
                         certs::record(&app, &fresh.cert_pem, &app.member.name).await;
                         admin = fresh;
                     }
-                    Err(error) => warn!(%error, "the administrator's certificate could not be renewed, tried again"),
+                    Err(error) => warn!(
+                        error = %Chain(&error), "the administrator's certificate could not be renewed, tried again"
+                    ),
                 }
             }
             continue;
         };
         return;
+    }
+}
+
+async fn renewed(app: &App, admin: &Identity) -> Result<Identity, ServerError> {
+    match app.certs.ca.key_pem() {
+        Some(_) => Ok(app.certs.issue(&pki::admin_subject(), &[], Usage::Client)?),
+        None => witness::renew_admin(app, admin).await,
     }
 }
 
@@ -70,8 +81,12 @@ fn is_due(identity: &Identity) -> bool {
 fn render(app: &App, url: &str, admin: &Identity, members: &[Member]) -> String {
     let others: Vec<&Member> = members.iter().filter(|member| member.id != app.member.id && !member.witness).collect();
     let ca = STANDARD.encode(app.certs.ca.cert_pem());
-    let mut servers = vec![("dhow".to_owned(), url.to_owned())];
-    servers.extend(others.iter().map(|member| (format!("dhow-{}", member.name), member.url())));
+    let mut servers: Vec<(String, String)> =
+        others.iter().map(|member| (format!("dhow-{}", member.name), member.url())).collect();
+    let own = (format!("dhow-{}", app.member.name), url.to_owned());
+    servers.insert(if app.member.witness { servers.len() } else { 0 }, own);
+    // The one that clients begin with.
+    "dhow".clone_into(&mut servers[0].0);
     let urls: String = servers.iter().map(|(_, url)| format!("      - {url}\n")).collect();
     let mut text = "apiVersion: v1\nkind: Config\nclusters:\n".to_owned();
     for (name, server) in &servers {

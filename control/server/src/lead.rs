@@ -74,7 +74,10 @@ async fn look(app: &App) -> Result<Duration, String> {
             continue;
         }
         match app.replica.change_members(vec![MemberChange::Promote(progress.member)]).await {
-            Ok(_) => info!(member = progress.member, "a control node has caught up and votes from now on"),
+            Ok(_) => {
+                info!(member = progress.member, "a control node has caught up and votes from now on");
+                crate::admit::spend_tokens(app, progress.member).await;
+            }
             Err(error) => debug!(member = progress.member, %error, "a learner does not vote yet"),
         }
     }

@@ -27,6 +27,7 @@
 //! * What the leader alone may do is safe if two members do it: every write names what it expects to find.
 //! * A stop is ordered: no new connections, watches end, requests drain, controllers rest, the store closes, links end.
 
+mod admit;
 mod answer;
 mod app;
 mod auth;
@@ -47,6 +48,7 @@ mod nodes;
 mod pki;
 mod plain;
 mod read;
+mod rebuild;
 mod restore;
 mod route;
 mod serve;
@@ -55,10 +57,12 @@ mod spdy;
 mod start;
 mod watch;
 mod websocket;
+mod witness;
 mod write;
 
 pub use backups::BackupConfig;
 pub use join::Join;
+pub use rebuild::Rebuild;
 pub use restore::restore;
 
 use app::App;
@@ -69,7 +73,7 @@ use dhow_store::{OpenError, Replica};
 use dhow_tasks::Tasks;
 use members::TokenFor;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch as latest;
@@ -161,6 +165,19 @@ pub enum ServerError {
         /// What it is instead, and what to do.
         why: String,
     },
+    /// The data of a member is damaged or gone. With [`Config::join`] it joins anew instead.
+    #[error("the data of control node `{}` in `{}` is lost: {why}", rebuild.name, dir.display())]
+    Lost {
+        /// Which directory.
+        dir: PathBuf,
+        /// What is wrong with it.
+        why: String,
+        /// How it comes back.
+        rebuild: Rebuild,
+    },
+    /// The store of a control node that runs cannot go on.
+    #[error("the store of this control node cannot go on: {0}")]
+    Failed(String),
     /// What a data directory says of its member cannot be understood.
     #[error("`{}` is damaged: {why}", path.display())]
     Member {
@@ -225,6 +242,7 @@ pub struct Server {
     bound: SocketAddr,
     admin: Identity,
     kubeconfig: latest::Receiver<String>,
+    set_aside: Option<PathBuf>,
     endpoint: Endpoint,
     /// Connections and requests; ended first.
     tasks: Tasks,
@@ -260,6 +278,20 @@ impl Server {
     pub async fn removed(&self) -> ServerError {
         lead::until_removed(&self.app).await;
         self.app.removed()
+    }
+
+    /// Waits until this control node cannot go on: it was removed from its cluster, or its store has failed. Its process
+    /// should end with the error, which says what to do.
+    pub async fn ended(&self) -> ServerError {
+        tokio::select! {
+            removed = self.removed() => removed,
+            failure = self.app.replica.failed() => self.app.failed(failure),
+        }
+    }
+
+    /// Where the data is that was here before, if this start found it damaged and joined anew. Nothing of it is used.
+    pub fn set_aside(&self) -> Option<&Path> {
+        self.set_aside.as_deref()
     }
 
     /// The cluster CA's certificate.

@@ -13,7 +13,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 /// The resource under which members are kept. No kind has it: they are read and changed under `/dhow/v1/members`.
-pub(crate) const MEMBERS: &str = "members.dhow.dev";
+pub(crate) const MEMBERS: &str = dhow_gate::authorize::MEMBERS;
 
 /// The resource of what the cluster as a whole has: who it is, and the key of its CA.
 const CLUSTERS: &str = "clusters.dhow.dev";
@@ -128,7 +128,8 @@ pub(crate) struct Cluster {
     pub(crate) id: String,
     pub(crate) ca_cert: String,
     pub(crate) ca_key: String,
-    /// The number that the next member gets.
+    /// The number of the second member. Later ones are counted in a record of their own: whatever is written goes through
+    /// the log, of which a witness holds the end, and the key that is here is not for it.
     pub(crate) next_member: u64,
 }
 
@@ -146,6 +147,27 @@ impl Cluster {
         let value = json!({"metadata": {"name": "cluster"}, "spec": self}).to_string().into();
         Op::Put { key: Cluster::key(), value, expect, expires: None }
     }
+}
+
+fn counter() -> Key {
+    Key::new(CLUSTERS, "", "members")
+}
+
+/// The number that the next member gets, and what [`put_next`] must find.
+pub(crate) fn next(state: &State) -> (u64, Expect) {
+    let first = Cluster::of(state).map_or(0, |(cluster, _)| cluster.next_member);
+    match state.get(&counter()) {
+        Some(object) => {
+            (object.tree()["spec"]["nextMember"].as_u64().unwrap_or(0).max(first), Expect::At(object.revision))
+        }
+        None => (first, Expect::Absent),
+    }
+}
+
+/// Writes down the number that the next member gets.
+pub(crate) fn put_next(next: u64, expect: Expect) -> Op {
+    let value = json!({"metadata": {"name": "members"}, "spec": {"nextMember": next}}).to_string().into();
+    Op::Put { key: counter(), value, expect, expires: None }
 }
 
 /// What a data directory says of the member that it belongs to.

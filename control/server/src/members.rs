@@ -1,20 +1,22 @@
-//! The members of the cluster, for people: who they are, how far each is, taking one in and letting one go.
+//! The members of the cluster, for people: who they are, how far each is, letting one vote and letting one go. How one is
+//! taken in is in `admit`.
 //!
 //! Everything here is decided by the leader, which alone knows how far the others are and through which all changes go
 //! one after the other; another member passes the request on with its own certificate.
 
+use crate::admit::{self, BOUND_NAME, BOUND_WITNESS, Wanted};
 use crate::answer::{self, Answer, Style};
 use crate::app::{App, LEADER_WAIT, now};
 use crate::body::RequestBody;
-use crate::member::{self, Cluster, Member};
-use crate::{auth, certs, pki, write};
+use crate::member::{self, Member};
+use crate::{auth, certs, route, write};
 use bytes::Bytes;
 use dhow_api::status::{ApiError, Details, Reason};
 use dhow_api::{Tree, meta};
 use dhow_client::{Client, ClientError};
-use dhow_gate::User;
-use dhow_gate::user::{BOOTSTRAPPERS, CONTROL_BOOTSTRAPPERS};
+use dhow_gate::user::CONTROL_BOOTSTRAPPERS;
 use dhow_gate::write::claims;
+use dhow_gate::{User, authorize};
 use dhow_pki::token::JoinToken;
 use dhow_state::{Expect, Key, Op, Txn};
 use dhow_store::{MemberChange, Status};
@@ -22,13 +24,9 @@ use futures_util::future::join_all;
 use http::Method;
 use serde_json::json;
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tracing::{info, warn};
-
-/// More members make every write slower and nothing safer: seven survive the loss of three.
-const MEMBERS_MAX: usize = 9;
 
 /// How long a member may take to tell of itself before it is listed without.
 const ASK: Duration = Duration::from_secs(2);
@@ -62,25 +60,26 @@ pub(crate) async fn handle(
     if method == Method::GET && path == "/dhow/v1/members/records" {
         return Ok(answer::tree(200, &json!({"members": app.known_members()}), Style::PLAIN));
     }
-    if method == Method::POST && path == "/dhow/v1/members/join" {
-        // What the token is good for is known here alone: the leader sees only that a member asks.
-        check_bound_name(app, user, &body)?;
+    if app.member.witness && method != Method::GET {
+        // It may not ask for it in its own name.
+        return Err(route::witness(app));
     }
-    app.until_led(if method == Method::GET { LIST_WAIT } else { LEADER_WAIT }).await;
+    let is_join = method == Method::POST && path == authorize::MEMBER_JOIN_PATH;
+    let (body, is_direct) = if is_join { admit::attest(app, user, &body)? } else { (body, user.member().is_none()) };
+    let patience = if method == Method::GET { LIST_WAIT } else { LEADER_WAIT };
+    app.until_led(patience).await;
+    if app.is_leader() && app.replica.barrier().await.is_err() {
+        // It was deposed and has not heard of it yet, or nobody hears it: whoever leads now tells for all.
+        app.until_led(patience).await;
+    }
     if app.is_leader() {
-        return handle_as_leader(app, user, method, path, &body).await;
+        return handle_as_leader(app, method, path, &body).await;
     }
     // Whoever passed it on took this member for the leader: it looks again, or the two would ask each other for ever.
-    if user.member().is_some() {
+    if !is_direct {
         return Err(ApiError::unavailable("the leader of the control nodes is changing: try again"));
     }
     match forward(app, method, path, &body).await {
-        Ok(answer) => {
-            if answer.status().is_success() && path == "/dhow/v1/members/join" {
-                spend_token(app, user).await;
-            }
-            Ok(answer)
-        }
         // Without a leader the list is all the more wanted: of what this member knows by itself.
         Err(error) if error.code == 503 && method == Method::GET => {
             let status = app.replica.status().await.map_err(unavailable)?;
@@ -90,13 +89,7 @@ pub(crate) async fn handle(
     }
 }
 
-async fn handle_as_leader(
-    app: &Arc<App>,
-    user: &User,
-    method: &Method,
-    path: &str,
-    body: &Bytes,
-) -> Result<Answer, ApiError> {
+async fn handle_as_leader(app: &Arc<App>, method: &Method, path: &str, body: &Bytes) -> Result<Answer, ApiError> {
     let rest = path.strip_prefix(ROOT).map(|rest| rest.trim_matches('/'));
     match (method, rest) {
         (&Method::GET, None | Some("")) => {
@@ -104,7 +97,7 @@ async fn handle_as_leader(
             Ok(answer::tree(200, &list(app, &status, rest.is_none()).await, Style::PLAIN))
         }
         (&Method::POST, Some("")) => add(app, body).await,
-        (&Method::POST, Some("join")) => join(app, user, body).await,
+        (&Method::POST, Some("join")) => admit::join(app, body).await,
         (&Method::POST, Some(rest)) if rest.ends_with("/promote") => {
             promote(app, rest.trim_end_matches("/promote")).await
         }
@@ -113,17 +106,17 @@ async fn handle_as_leader(
     }
 }
 
-fn unavailable(error: impl std::fmt::Display) -> ApiError {
+pub(crate) fn unavailable(error: impl std::fmt::Display) -> ApiError {
     ApiError::unavailable(error.to_string())
 }
 
-fn conflict(message: String) -> ApiError {
+pub(crate) fn conflict(message: String) -> ApiError {
     ApiError::new(409, Reason::Conflict, message).with_details(Details::default())
 }
 
 /// The changes of members are carried out one after the other: two that see the same state could each be harmless, and
 /// both together not.
-async fn turn(app: &App) -> tokio::sync::MutexGuard<'_, ()> {
+pub(crate) async fn turn(app: &App) -> tokio::sync::MutexGuard<'_, ()> {
     app.member_turn.lock().await
 }
 
@@ -160,8 +153,7 @@ async fn forward(app: &App, method: &Method, path: &str, body: &Bytes) -> Result
 
 /// What a member tells of itself, for the leader's list.
 async fn about_self(app: &App) -> Tree {
-    let mut about =
-        json!({"name": app.member.name, "version": env!("CARGO_PKG_VERSION"), "lastBackup": app.backups.last()});
+    let mut about = json!({"id": app.member.id, "name": app.member.name, "version": env!("CARGO_PKG_VERSION"), "lastBackup": app.backups.last()});
     if let Ok(status) = app.replica.status().await {
         about["databaseBytes"] = status.database_bytes.into();
         about["logBytes"] = status.log_bytes.into();
@@ -241,27 +233,28 @@ fn role_of(member: &Member, status: &Status) -> &'static str {
     }
 }
 
-/// POST `{name}`: a token with which the machine of that name may join, once.
+/// POST `{name}`: a token with which the machine of that name may join, once, also in the place of a member that is lost.
 async fn add(app: &App, body: &Bytes) -> Result<Answer, ApiError> {
     let request = read_json(body)?;
-    let name = meta::text(&request, "name");
+    let (name, witness) = (meta::text(&request, "name"), request["witness"] == true);
     member::check_name(name).map_err(ApiError::bad_request)?;
-    check_free(&member::all(&app.replica.state()), name, None)?;
-    let token = create_token(app, TokenFor::Member(Some(name))).await?;
-    Ok(answer::tree(201, &json!({"name": name, "token": token.to_string()}), Style::PLAIN))
+    let former = admit::check_name(app, &Wanted { name, address: None, witness }).await?;
+    let what = if witness { TokenFor::Witness(name) } else { TokenFor::Member(Some(name)) };
+    let token = create_token(app, what).await?;
+    let replaces = former.map(|former| former.id);
+    Ok(answer::tree(201, &json!({"name": name, "token": token.to_string(), "replaces": replaces}), Style::PLAIN))
 }
 
 /// What a token lets join.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TokenFor<'a> {
     /// Any number of agents.
     Agents,
     /// A control node; the one of this name alone, and once, if it has one.
     Member(Option<&'a str>),
+    /// A witness of this name, once.
+    Witness(&'a str),
 }
-
-/// The key of a token's Secret that binds it to a member's name.
-const BOUND_NAME: &str = "dhow-member-name";
 
 /// Makes a join token and keeps it as Kubernetes keeps bootstrap tokens.
 pub(crate) async fn create_token(app: &App, what: TokenFor<'_>) -> Result<JoinToken, ApiError> {
@@ -274,11 +267,14 @@ pub(crate) async fn create_token(app: &App, what: TokenFor<'_>) -> Result<JoinTo
         "usage-bootstrap-authentication": "true",
         "usage-bootstrap-signing": "true",
     });
-    if let TokenFor::Member(name) = what {
+    if what != TokenFor::Agents {
         data[auth::EXTRA_GROUPS] = CONTROL_BOOTSTRAPPERS.into();
-        if let Some(name) = name {
-            data[BOUND_NAME] = name.into();
-        }
+    }
+    if let TokenFor::Member(Some(name)) | TokenFor::Witness(name) = what {
+        data[BOUND_NAME] = name.into();
+    }
+    if let TokenFor::Witness(_) = what {
+        data[BOUND_WITNESS] = "true".into();
     }
     let secret = json!({
         "apiVersion": "v1",
@@ -297,113 +293,6 @@ fn read_json(body: &Bytes) -> Result<Tree, ApiError> {
     serde_json::from_slice(body).map_err(|error| ApiError::bad_request(format!("the body is not JSON: {error}")))
 }
 
-/// Refuses a newcomer whose name or address is another's.
-fn check_free(members: &[Member], name: &str, address: Option<SocketAddr>) -> Result<(), ApiError> {
-    let next = "choose another with `--name` and `--bind`, or remove the old one first with `dhow member remove";
-    if let Some(taken) = members.iter().find(|member| member.name == name) {
-        return Err(conflict(format!("a control node `{name}` exists: {next} {}`", taken.name)));
-    }
-    if let Some(taken) = members.iter().find(|member| Some(member.address) == address) {
-        let address = taken.address;
-        return Err(conflict(format!(
-            "the control node `{}` listens at {address}: {next} {}`",
-            taken.name, taken.name
-        )));
-    }
-    if members.len() >= MEMBERS_MAX {
-        return Err(conflict(format!(
-            "the cluster has {MEMBERS_MAX} control nodes, and more would only slow it down: remove one with `dhow member remove`"
-        )));
-    }
-    Ok(())
-}
-
-fn check_bound_name(app: &App, user: &User, body: &Bytes) -> Result<(), ApiError> {
-    let Some(secret) = token_secret(app, user) else { return Ok(()) };
-    let (request, bound) = (read_json(body)?, auth::secret_value(&secret, BOUND_NAME));
-    let name = meta::text(&request, "name");
-    match bound {
-        Some(bound) if bound != name => Err(ApiError::bad_request(format!(
-            "the token was made for the control node `{bound}`, not for `{name}`: start it with `--name {bound}` or \
-             make another token with `dhow member add {name}`"
-        ))),
-        _ => Ok(()),
-    }
-}
-
-/// The Secret of the token that a newcomer has shown.
-fn token_secret(app: &App, user: &User) -> Option<Tree> {
-    let id = user.name.strip_prefix("system:bootstrap:").filter(|_| user.is_in(BOOTSTRAPPERS))?;
-    let key = Key::new("secrets", "kube-system", auth::token_secret_name(id));
-    Some(app.replica.state().get(&key)?.tree())
-}
-
-/// POST `join`: takes a newcomer in as a learner. All that it needs to be a member is in the answer.
-async fn join(app: &Arc<App>, user: &User, body: &Bytes) -> Result<Answer, ApiError> {
-    let request = read_json(body)?;
-    let (name, csr) = (meta::text(&request, "name"), meta::text(&request, "csr"));
-    member::check_name(name).map_err(ApiError::bad_request)?;
-    let address = meta::text(&request, "address");
-    let address: SocketAddr =
-        address.parse().map_err(|_| ApiError::bad_request(format!("`{address}` is no address of the form ip:port")))?;
-    if address.ip().is_unspecified() || address.port() == 0 {
-        return Err(ApiError::bad_request(format!(
-            "`{address}` cannot be reached by others: bind to an address of the machine"
-        )));
-    }
-    let _turn = turn(app).await;
-    let members = member::all(&app.replica.state());
-    check_free(&members, name, Some(address))?;
-    let (mut cluster, stored) =
-        Cluster::of(&app.replica.state()).ok_or_else(|| ApiError::internal("the cluster's own record is missing"))?;
-    let member = Member {
-        id: cluster.next_member,
-        name: name.to_owned(),
-        address,
-        witness: request["witness"] == true,
-        version: meta::text(&request, "version").to_owned(),
-    };
-    let names = pki::member_names(address, &app.services);
-    let certificate = app.certs.sign_member(member.id, &names, csr).map_err(|error| {
-        ApiError::bad_request(format!("the signing request cannot be read: {}", dhow_types::Chain(&error)))
-    })?;
-    cluster.next_member += 1;
-    let mut ops = vec![cluster.put(Expect::At(stored.revision)), member.put(Expect::Absent)];
-    ops.extend(member.claim());
-    app.replica
-        .write(Txn { ops })
-        .await
-        .map_err(|error| conflict(format!("another change came in between ({error}): try again")))?;
-    if let Err(error) = app.replica.change_members(vec![MemberChange::AddLearner(member.id)]).await {
-        forget(app, &member).await;
-        return Err(unavailable(dhow_types::Chain(&error)));
-    }
-    info!(member = member.id, name, %address, "a control node joins");
-    spend_token(app, user).await;
-    let members = member::all(&app.replica.state());
-    let answer = json!({
-        "id": member.id,
-        "cluster": cluster.id,
-        "certificate": certificate,
-        "ca": app.certs.ca.cert_pem(),
-        "caKey": app.certs.ca.key_pem(),
-        "members": members,
-    });
-    Ok(answer::tree(200, &answer, Style::PLAIN))
-}
-
-/// A token that was made for one member is good once.
-async fn spend_token(app: &App, user: &User) {
-    let Some(secret) = token_secret(app, user) else { return };
-    if auth::secret_value(&secret, BOUND_NAME).is_none() {
-        return;
-    }
-    let key = Key::new("secrets", "kube-system", meta::name(&secret));
-    if let Err(error) = app.replica.write(Txn::one(Op::Delete { key, expect: Expect::Present, last: None })).await {
-        warn!(%error, "a join token that was used stays until it expires");
-    }
-}
-
 /// Takes the records away of members that consensus does not know: a leader that takes one in may die in between.
 pub(crate) async fn tidy(app: &App) -> Result<(), ApiError> {
     let _turn = turn(app).await;
@@ -415,9 +304,14 @@ pub(crate) async fn tidy(app: &App) -> Result<(), ApiError> {
             .any(|ids| ids.contains(&id))
     };
     let recorded = member::all(&app.replica.state());
-    for orphan in recorded.iter().filter(|member| !known(member.id)) {
-        warn!(member = orphan.id, name = orphan.name, "the record of a control node that never was one is removed");
+    let (kept, orphans): (Vec<&Member>, Vec<&Member>) = recorded.iter().partition(|member| known(member.id));
+    for orphan in orphans {
+        warn!(member = orphan.id, name = orphan.name, "the record of a control node that is none is removed");
         forget(app, orphan).await;
+    }
+    for member in kept {
+        // A newcomer that was to have its place may have claimed them.
+        admit::claim_again(app, member).await;
     }
     Ok(())
 }
@@ -427,10 +321,14 @@ pub(crate) async fn forget(app: &App, member: &Member) {
     let mut ops = vec![Op::Delete { key: member.key(), expect: Expect::Present, last: None }];
     {
         let state = app.replica.state();
+        // Another one may have its name by now, and with it what is kept under that.
         let claimed = member.claims().map(|what| claims::claim_key(&what));
-        let shown = certs::keys_of_member(member.id, &member.name);
-        let held = claimed.into_iter().chain(shown).filter(|key| state.get(key).is_some());
-        ops.extend(held.map(|key| Op::Delete { key, expect: Expect::Present, last: None }));
+        let is_its = |key: &Key| state.get(key).is_some_and(|claim| admit::is_held_by(&claim.tree(), member));
+        let has_heir = member::all(&state).iter().any(|other| other.name == member.name && other.id != member.id);
+        let [own, admin] = certs::keys_of_member(member.id, &member.name);
+        let shown = [Some(own), Some(admin).filter(|_| !has_heir)].into_iter().flatten();
+        let gone = claimed.into_iter().filter(is_its).chain(shown.filter(|key| state.get(key).is_some()));
+        ops.extend(gone.map(|key| Op::Delete { key, expect: Expect::Present, last: None }));
     }
     if let Err(error) = app.replica.write(Txn { ops }).await {
         warn!(member = member.id, %error, "the record of a control node could not be removed");
@@ -465,6 +363,7 @@ async fn promote(app: &App, name: &str) -> Result<Answer, ApiError> {
     }
     app.replica.change_members(vec![MemberChange::Promote(member.id)]).await.map_err(unavailable)?;
     info!(member = member.id, name = member.name, "a control node votes from now on");
+    admit::spend_tokens(app, member.id).await;
     Ok(answer::tree(200, &json!({"id": member.id, "name": member.name}), Style::PLAIN))
 }
 
@@ -485,12 +384,13 @@ async fn remove(app: &App, name: &str) -> Result<Answer, ApiError> {
         app.replica.change_members(vec![MemberChange::Remove(member.id)]).await.map_err(unavailable)?;
     }
     forget(app, &member).await;
+    admit::spend_tokens(app, member.id).await;
     info!(member = member.id, name = member.name, "a control node was removed");
     Ok(answer::tree(200, &json!({"id": member.id, "name": member.name}), Style::PLAIN))
 }
 
 /// Refuses what would leave the cluster without a majority that is there.
-fn check_removal(member: &Member, leader: u64, status: &Status) -> Result<(), ApiError> {
+pub(crate) fn check_removal(member: &Member, leader: u64, status: &Status) -> Result<(), ApiError> {
     let voters: BTreeSet<u64> = status.members.voters.iter().copied().collect();
     if !voters.contains(&member.id) {
         return Ok(());
@@ -513,36 +413,4 @@ fn check_removal(member: &Member, leader: u64, status: &Status) -> Result<(), Ap
         )));
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn member(id: u64) -> Member {
-        let address = format!("192.0.2.{id}:6443").parse().unwrap();
-        Member { id, name: format!("m{id}"), address, witness: false, version: String::new() }
-    }
-
-    #[test]
-    fn names_and_addresses_are_not_given_twice() {
-        let members = [member(1), member(2)];
-        let free = |name: &str, address: &str| check_free(&members, name, Some(address.parse().unwrap()));
-        assert!(free("m3", "192.0.2.3:6443").is_ok());
-        for (name, address, want) in [
-            (
-                "m2",
-                "192.0.2.3:6443",
-                "a control node `m2` exists: choose another with `--name` and `--bind`, or remove the old one first with `dhow member remove m2`",
-            ),
-            (
-                "m3",
-                "192.0.2.1:6443",
-                "the control node `m1` listens at 192.0.2.1:6443: choose another with `--name` and `--bind`, or remove the old one first with `dhow member remove m1`",
-            ),
-        ] {
-            let error = free(name, address).unwrap_err();
-            assert_eq!((error.code, error.message.as_str()), (409, want));
-        }
-    }
 }

@@ -5,7 +5,7 @@ use crate::ServerError;
 use dhow_files::Access;
 use dhow_gate::user::{CONTROL_NODES, CONTROL_USER_PREFIX, MASTERS, NODE_USER_PREFIX, NODES};
 use dhow_gate::write::ServiceRanges;
-use dhow_pki::{Ca, San, Subject};
+use dhow_pki::{Ca, Identity, San, Subject};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -21,6 +21,25 @@ const DIR: &str = "pki";
 const CA_CERT: &str = "ca.crt";
 const CA_KEY: &str = "ca.key";
 const SERVER_KEY: &str = "server.key";
+const SERVER_CERT: &str = "server.crt";
+const ADMIN_KEY: &str = "admin.key";
+const ADMIN_CERT: &str = "admin.crt";
+
+/// What a data directory has of the cluster's keys.
+pub(crate) struct Kept {
+    pub(crate) ca: Ca,
+    /// What a witness was given, which holds no key to make it with.
+    pub(crate) given: Option<Given>,
+}
+
+/// Certificates that were made elsewhere.
+#[derive(Clone)]
+pub(crate) struct Given {
+    /// The member's own.
+    pub(crate) identity: Identity,
+    /// The administrator's, for the kubeconfig; `None` if somebody has taken it away.
+    pub(crate) admin: Option<Identity>,
+}
 
 /// The CA of the cluster, if the data directory has it.
 pub(crate) fn load_ca(data_dir: &Path) -> Result<Option<Ca>, ServerError> {
@@ -32,13 +51,61 @@ pub(crate) fn load_ca(data_dir: &Path) -> Result<Option<Ca>, ServerError> {
     Ok(Some(Ca::load(&read(&cert)?, &read(&key)?)?))
 }
 
+/// What a member has, if it has all of it.
+pub(crate) fn load(data_dir: &Path, witness: bool) -> Result<Option<Kept>, ServerError> {
+    let dir = data_dir.join(DIR);
+    let key = dir.join(SERVER_KEY);
+    if key.exists() {
+        dhow_pki::csr_for(&read(&key)?, "")?;
+    }
+    if !witness {
+        return Ok(load_ca(data_dir)?.map(|ca| Kept { ca, given: None }));
+    }
+    let [ca, cert, admin_cert, admin_key] = [CA_CERT, SERVER_CERT, ADMIN_CERT, ADMIN_KEY].map(|name| dir.join(name));
+    if ![&ca, &cert, &key].iter().all(|path| path.exists()) {
+        return Ok(None);
+    }
+    let read_pair = |cert: &PathBuf, key: &PathBuf| -> Result<Identity, ServerError> {
+        let identity = Identity { cert_pem: read(cert)?, key_pem: read(key)? };
+        dhow_pki::facts_of_pem(&identity.cert_pem)?;
+        Ok(identity)
+    };
+    let identity = read_pair(&cert, &key)?;
+    let has_admin = admin_cert.exists() && admin_key.exists();
+    let admin = has_admin.then(|| read_pair(&admin_cert, &admin_key)).transpose()?;
+    Ok(Some(Kept { ca: Ca::without_key(&read(&ca)?)?, given: Some(Given { identity, admin }) }))
+}
+
+/// Keeps what a newcomer was given.
+pub(crate) fn keep(data_dir: &Path, key_pem: &str, kept: &Kept) -> Result<(), ServerError> {
+    let dir = data_dir.join(DIR);
+    create_dir(&dir)?;
+    write(&dir.join(SERVER_KEY), key_pem, Access::Private)?;
+    if let Some(given) = &kept.given {
+        keep_given(data_dir, given)?;
+    }
+    keep_ca(data_dir, &kept.ca)
+}
+
 /// Keeps the CA.
 pub(crate) fn keep_ca(data_dir: &Path, ca: &Ca) -> Result<(), ServerError> {
     let dir = data_dir.join(DIR);
     create_dir(&dir)?;
     // The certificate comes last: with it, the pair is complete.
-    write(&dir.join(CA_KEY), ca.key_pem(), Access::Private)?;
+    if let Some(key_pem) = ca.key_pem() {
+        write(&dir.join(CA_KEY), key_pem, Access::Private)?;
+    }
     write(&dir.join(CA_CERT), ca.cert_pem(), Access::Public)
+}
+
+/// Keeps what a witness was given, now or instead of an older one. The keys stay, so whatever is interrupted fits.
+pub(crate) fn keep_given(data_dir: &Path, given: &Given) -> Result<(), ServerError> {
+    let dir = data_dir.join(DIR);
+    if let Some(admin) = &given.admin {
+        write(&dir.join(ADMIN_KEY), &admin.key_pem, Access::Private)?;
+        write(&dir.join(ADMIN_CERT), &admin.cert_pem, Access::Public)?;
+    }
+    write(&dir.join(SERVER_CERT), &given.identity.cert_pem, Access::Public)
 }
 
 /// This member's private key, made at first. It outlives its certificates: what a peer of QUIC recognises a node by that

@@ -8,7 +8,6 @@ use crate::body::RequestBody;
 use crate::{auth, kubelet, plain, read, sessions, watch, write};
 use dhow_api::kinds::{self, Kind, Subresource};
 use dhow_api::status::ApiError;
-use dhow_gate::authorize;
 use dhow_gate::media::{self, Accepted, Endpoint};
 use dhow_gate::{Query, RequestInfo, ResourceRequest, Target, User, Verb};
 use futures_util::FutureExt;
@@ -109,11 +108,11 @@ async fn route(app: &Arc<App>, certificate: Option<&Shown>, request: Request<Req
     }
 }
 
-/// What a witness can answer, which holds no objects, no images, and no tokens to tell anybody by.
+/// What a witness can answer, which holds no objects, no images, no tokens to tell anybody by, and no key to sign with.
 fn is_for_witness(target: &Target) -> bool {
     let Target::Path(path) = target else { return false };
     let health = ["/healthz", "/livez", "/readyz", "/version", "/cacerts", "/metrics"];
-    let own = ["/dhow/v1/members", "/dhow/v1/status", authorize::RENEW_PATH];
+    let own = ["/dhow/v1/members", "/dhow/v1/status"];
     health
         .iter()
         .chain(&own)
@@ -121,7 +120,7 @@ fn is_for_witness(target: &Target) -> bool {
 }
 
 /// A witness holds no objects to show, and gives no leave to write any.
-fn witness(app: &App) -> ApiError {
+pub(crate) fn witness(app: &App) -> ApiError {
     let others = app.known_members().into_iter().filter(|member| !member.witness);
     let others: Vec<String> = others.map(|member| member.url()).collect();
     ApiError::unavailable(format!("this control node is a witness and holds no objects: ask {}", others.join(" or ")))

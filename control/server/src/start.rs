@@ -3,9 +3,12 @@
 use crate::app::{App, now};
 use crate::backups::Backups;
 use crate::certs::{Certs, Own, quic_tls};
+use crate::join::{Former, Joined};
 use crate::links::Links;
 use crate::member::{self, Cluster, ClusterId, Member, MemberFile};
 use crate::nodes::Nodes;
+use crate::pki::{Given, Kept};
+use crate::rebuild::Rebuild;
 use crate::{Config, Join, Server, ServerError, bootstrap, certs, control, images, join, kubeconfig, lead, pki};
 use dhow_gate::write::ServiceRanges;
 use dhow_gate::write::claims::CLAIMS;
@@ -14,10 +17,11 @@ use dhow_pki::{Ca, Usage};
 use dhow_quic::Endpoint;
 use dhow_registry::Registry;
 use dhow_state::{Expect, Op, Txn};
-use dhow_store::{Replica, Start};
+use dhow_store::{OpenError, Replica, Start};
 use dhow_tasks::{Stop, Tasks};
+use dhow_types::Chain;
 use std::net::{SocketAddr, UdpSocket};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -35,15 +39,20 @@ const USUAL_PORT: u16 = 6443;
 /// newcomer gets an image of the state in a few.
 const WAIT_FOR_OTHERS: Duration = Duration::from_secs(20);
 
+/// How long the certificate is good with which a member that lost its data asks to be taken in again.
+const FORMER_VALID_MS: u64 = 3600 * 1000;
+
 /// A member with its store open.
 struct Opened {
     replica: Replica,
     links: Links,
-    ca: Ca,
+    kept: Kept,
     file: MemberFile,
     member: Member,
     /// The cluster begins with this start.
     is_founding: bool,
+    /// Where the data of a member is that was lost.
+    set_aside: Option<PathBuf>,
 }
 
 pub(crate) async fn start(config: Config) -> Result<Server, ServerError> {
@@ -71,7 +80,8 @@ async fn serve(
 ) -> Result<Server, ServerError> {
     let valid_ms = u64::try_from(config.certificate_life.as_millis()).unwrap_or(pki::VALID_MS);
     let (tasks, machines) = (Tasks::new("api"), Tasks::new("controllers"));
-    let Opened { replica, links, ca, file, member, is_founding } = opened;
+    let Opened { replica, links, kept: Kept { ca, given }, file, member, is_founding, set_aside } = opened;
+    let settings = join::settings(&config);
     let Config { data_dir, cluster_cidr, backups, .. } = config;
     let own = Own {
         key_pem: pki::server_key(&data_dir)?,
@@ -80,7 +90,10 @@ async fn serve(
         valid_ms,
     };
     let controllers = control::config(&cluster_cidr, ca.cert_pem())?;
-    let identity = own.issue(&ca)?;
+    let (identity, admin) = match given {
+        Some(Given { identity, admin }) => (identity.clone(), admin.unwrap_or(identity)),
+        None => (own.issue(&ca)?, ca.issue(&pki::admin_subject(), &[], Usage::Client, now(), valid_ms)?),
+    };
     let endpoint =
         Endpoint::on(udp, &quic_tls(&ca, &identity)).map_err(|source| ServerError::Quic { address: bound, source })?;
     links.set_endpoint(endpoint.clone());
@@ -89,7 +102,6 @@ async fn serve(
     let registry = Registry::open(&registry_dir).map_err(|source| ServerError::Io { path: registry_dir, source })?;
     let (certs, shown) = Certs::new(ca, own, identity, endpoint.clone())?;
     let tls = dhow_pki::api_server_config(&shown, certs.ca.cert_pem(), &["h2", "http/1.1"])?;
-    let admin = certs.issue(&pki::admin_subject(), &[], Usage::Client)?;
     let app = Arc::new(App {
         role: replica.role(),
         replica,
@@ -97,6 +109,7 @@ async fn serve(
         certs,
         nodes: Nodes::default(),
         services,
+        settings,
         links: links.clone(),
         members: watch::Sender::new(file.members.clone()),
         member_turn: tokio::sync::Mutex::new(()),
@@ -115,7 +128,7 @@ async fn serve(
     let acceptor = TlsAcceptor::from(Arc::new(tls));
     tasks.spawn("accept", crate::serve::accept(listener, acceptor, app.clone(), tasks.clone(), tasks.stop_token()));
     info!(address = %bound, member = app.member.id, name = app.member.name, "serving the API");
-    Ok(Server { app, bound, admin, kubeconfig, endpoint, tasks, machines, links: link_tasks.clone() })
+    Ok(Server { app, bound, admin, kubeconfig, set_aside, endpoint, tasks, machines, links: link_tasks.clone() })
 }
 
 /// Says once that members or agents of another cluster call here, and what to do about it.
@@ -183,21 +196,73 @@ async fn open(config: &Config, bound: SocketAddr, tasks: &Tasks) -> Result<Opene
     if let Some(name) = &config.name {
         member::check_name(name).map_err(|why| place(dir, format!("gets no member: {why}")))?;
     }
-    match (MemberFile::load(dir)?, &config.join) {
-        (Some(file), join) => open_again(config, file, join.as_ref(), address, tasks).await,
-        (None, _) if has_store(dir) && config.join.is_some() => Err(place(
+    let kept = open_kept(config, address, tasks).await;
+    match (kept, &config.join) {
+        (Ok(Some(opened)), _) => Ok(opened),
+        (Err(ServerError::Lost { why, rebuild, .. }), Some(to)) => {
+            warn!(why, "the data of this control node is lost: it joins anew");
+            join_anew(config, to, (address, &rebuild.name, rebuild.witness), former(dir), tasks).await
+        }
+        (Err(error), _) => Err(error),
+        (Ok(None), Some(_)) if has_store(dir) => Err(place(
             dir,
             "holds a cluster of its own: to join another one name a new directory, or start without `--join`"
                 .to_owned(),
         )),
-        (None, Some(to)) => {
+        (Ok(None), Some(to)) => {
             let name = config.name.clone().unwrap_or_else(|| own_name(address));
-            let who = join::Newcomer { name: &name, address, witness: config.witness };
-            let (file, ca) = join::join(to, &who, dir).await?;
-            open_member(dir, file, ca, address, tasks).await
+            join_anew(config, to, (address, &name, config.witness), None, tasks).await
         }
-        (None, None) => found(config, address, tasks).await,
+        (Ok(None), None) => found(config, address, tasks).await,
     }
+}
+
+/// Becomes a member, of a number that no member had before.
+async fn join_anew(
+    config: &Config,
+    to: &Join,
+    (address, name, witness): (SocketAddr, &str, bool),
+    former: Option<Former>,
+    tasks: &Tasks,
+) -> Result<Opened, ServerError> {
+    let dir = &config.data_dir;
+    let witness = witness || config.witness;
+    let who = join::Newcomer { name, address, witness, settings: join::settings(config), former };
+    let Joined { file, kept, set_aside } = join::join(to, who, dir).await?;
+    let opened = open_member(dir, file, kept, address, tasks).await?;
+    Ok(Opened { set_aside, ..opened })
+}
+
+/// What the data directory holds: `None` if it is no member's yet.
+async fn open_kept(config: &Config, address: SocketAddr, tasks: &Tasks) -> Result<Option<Opened>, ServerError> {
+    let file = match MemberFile::load(&config.data_dir) {
+        Ok(None) => return Ok(None),
+        Ok(Some(file)) => file,
+        Err(error @ ServerError::Member { .. }) => {
+            let name = config.name.clone().unwrap_or_else(|| own_name(address));
+            let rebuild = Rebuild::new(&name, config.witness, 0, &[]);
+            return Err(lost(&config.data_dir, error.to_string(), rebuild));
+        }
+        Err(error) => return Err(error),
+    };
+    open_again(config, file, config.join.as_ref(), address, tasks).await.map(Some)
+}
+
+fn lost(dir: &Path, why: String, rebuild: Rebuild) -> ServerError {
+    let rebuild = Rebuild { has_certificate: former(dir).is_some(), ..rebuild };
+    ServerError::Lost { dir: dir.to_owned(), why, rebuild }
+}
+
+/// What a member that lost its data can still show of itself.
+fn former(dir: &Path) -> Option<Former> {
+    let file = MemberFile::load(dir).ok()??;
+    let Kept { ca, given } = pki::load(dir, file.witness).ok()??;
+    let made = || {
+        let (subject, key_pem) = (pki::member_subject(file.id), pki::server_key(dir).ok()?);
+        ca.issue_for(&key_pem, &subject, &[], Usage::Client, now(), FORMER_VALID_MS).ok()
+    };
+    let identity = given.map_or_else(made, |given| Some(given.identity))?;
+    Some(Former { ca_pem: ca.cert_pem().to_owned(), identity })
 }
 
 fn place(dir: &Path, why: String) -> ServerError {
@@ -239,30 +304,39 @@ async fn open_again(
             `dhow member remove`, and join anew with an empty directory";
         return Err(place(dir, why.to_owned()));
     }
-    let ca = pki::load_ca(dir)?.ok_or_else(|| place(dir, "has lost its `pki`: ".to_owned() + ANEW))?;
+    let gone = |why| lost(dir, why, Rebuild::new(&file.name, file.witness, file.id, &file.members));
+    let kept = match pki::load(dir, file.witness) {
+        Ok(Some(kept)) => kept,
+        Ok(None) => return Err(gone("its `pki` is gone".to_owned())),
+        Err(ServerError::Pki(error)) => return Err(gone(format!("its `pki` cannot be read: {}", Chain(&error)))),
+        Err(error) => return Err(error),
+    };
     if !file.fresh && !has_store(dir) {
         // It would vote again on what it had forgotten.
-        return Err(place(dir, "has lost its `store`: ".to_owned() + ANEW));
+        return Err(gone("its `store` is gone".to_owned()));
     }
     if let Some(Join { token, .. }) = join {
-        let other = token.trim().parse::<JoinToken>().is_ok_and(|token| !token.accepts(ca.cert_pem()).unwrap_or(true));
+        let ca_pem = kept.ca.cert_pem();
+        let other = token.trim().parse::<JoinToken>().is_ok_and(|token| !token.accepts(ca_pem).unwrap_or(true));
         if other {
             let why = "belongs to another cluster than the token: name another directory, or start without `--join`";
             return Err(place(dir, why.to_owned()));
         }
-        info!("this control node has joined before; the token is not needed");
     }
-    open_member(dir, file, ca, address, tasks).await
+    match open_member(dir, file.clone(), kept, address, tasks).await {
+        Err(ServerError::Store(error @ OpenError::Damaged { .. })) => Err(gone(error.to_string())),
+        opened => opened.inspect(|_| {
+            if join.is_some() {
+                info!("this control node has joined before; it is not done again");
+            }
+        }),
+    }
 }
-
-/// What to do about a member that has lost what it must not forget.
-const ANEW: &str = "remove this control node at another one with `dhow member remove`, move the directory away, and join \
-    anew; if there is no other, restore a backup with `dhow restore`";
 
 async fn open_member(
     dir: &Path,
     mut file: MemberFile,
-    ca: Ca,
+    kept: Kept,
     address: SocketAddr,
     tasks: &Tasks,
 ) -> Result<Opened, ServerError> {
@@ -274,7 +348,7 @@ async fn open_member(
     if std::mem::take(&mut file.fresh) {
         file.save(dir)?;
     }
-    Ok(Opened { replica, links, ca, file, member, is_founding: false })
+    Ok(Opened { replica, links, kept, file, member, is_founding: false, set_aside: None })
 }
 
 fn member_at(id: u64, name: &str, address: SocketAddr, witness: bool) -> Member {
@@ -312,7 +386,7 @@ async fn found(config: &Config, address: SocketAddr, tasks: &Tasks) -> Result<Op
     let cluster = Cluster {
         id: id.to_string(),
         ca_cert: ca.cert_pem().to_owned(),
-        ca_key: ca.key_pem().to_owned(),
+        ca_key: ca.key_pem().unwrap_or_default().to_owned(),
         next_member: recorded.map_or(FOUNDER + 1, |recorded| recorded.next_member),
     };
     let ops = founding(&replica, &cluster, &member);
@@ -323,7 +397,8 @@ async fn found(config: &Config, address: SocketAddr, tasks: &Tasks) -> Result<Op
     let mut file = MemberFile::new(id, &member, vec![member.clone()]);
     file.fresh = false;
     file.save(dir)?;
-    Ok(Opened { replica, links, ca, file, member, is_founding: true })
+    let kept = Kept { ca, given: None };
+    Ok(Opened { replica, links, kept, file, member, is_founding: true, set_aside: None })
 }
 
 /// Whoever was a member in the backup is none of this cluster.

@@ -24,16 +24,19 @@ fn anywhere() -> SocketAddr {
     "127.0.0.1:0".parse().unwrap()
 }
 
-fn admin(server: &Server) -> Client {
-    Client::new(ClientConfig {
+fn client_config(server: &Server, identity: dhow_pki::Identity) -> ClientConfig {
+    ClientConfig {
         server: server.url(),
         others: Vec::new(),
         ca_pem: Some(server.ca_pem().to_owned()),
-        identity: Some(server.admin_identity().clone()),
+        identity: Some(identity),
         token: None,
         namespace: "default".to_owned(),
-    })
-    .unwrap()
+    }
+}
+
+fn admin(server: &Server) -> Client {
+    Client::new(client_config(server, server.admin_identity().clone())).unwrap()
 }
 
 async fn join(to: &Server, dir: &Path, name: &str, witness: bool) -> Result<Server, ServerError> {
@@ -252,6 +255,16 @@ async fn who_may_not_join_is_told_why_and_changes_nothing() {
         assert!(refused.to_string().contains(want), "{name}: {refused}");
         assert!(!dir.path().join("member.json").exists() && !dir.path().join("store").exists(), "{name}: {want}");
     }
+    let elsewhere = tempfile::tempdir().unwrap();
+    let join_by_token = Some(Join { server: server.url(), token: member_token.clone() });
+    let base = || Config { join: join_by_token.clone(), ..config(elsewhere.path(), "m2", anywhere()) };
+    for (differs, want) in [
+        (Config { service_cidr: "10.99.0.0/16".to_owned(), ..base() }, "range of service addresses is `10.43.0.0/16`"),
+        (Config { cluster_cidr: "10.128.0.0/10".to_owned(), ..base() }, "range of pod addresses is `10.64.0.0/10`"),
+    ] {
+        let refused = Server::start(differs).await.err().unwrap();
+        assert!(refused.to_string().contains(want), "{refused}");
+    }
     let list = admin(&server).get("/dhow/v1/members").await.unwrap();
     assert_eq!(list["members"].as_array().unwrap().len(), 1, "{list}");
     server.stop().await;
@@ -279,8 +292,123 @@ async fn who_may_not_join_is_told_why_and_changes_nothing() {
     server.stop().await;
     std::fs::rename(dir.path().join("store"), dir.path().join("elsewhere")).unwrap();
     let refused = Server::start(config(dir.path(), "m1", anywhere())).await.err().unwrap();
-    assert!(refused.to_string().contains("has lost its `store`: remove this control node"), "{refused}");
+    assert!(refused.to_string().contains("is lost: its `store` is gone"), "{refused}");
     other.stop().await;
+}
+
+/// Changes a byte of the log of a member that is stopped.
+fn flip_a_byte(dir: &Path) {
+    let mut segments: Vec<_> =
+        std::fs::read_dir(dir.join("store/wal")).unwrap().map(|one| one.unwrap().path()).collect();
+    segments.sort();
+    let mut bytes = std::fs::read(&segments[0]).unwrap();
+    bytes[20] ^= 0x10;
+    std::fs::write(&segments[0], bytes).unwrap();
+}
+
+fn ids(list: &Value) -> Vec<u64> {
+    list["members"].as_array().unwrap().iter().map(|member| member["id"].as_u64().unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_member_joins_anew_in_its_own_place() {
+    let mut trio = Trio::start().await;
+    let damaged = (trio.leader(0).await + 1) % 3;
+    let (one, two) = ((damaged + 1) % 3, (damaged + 2) % 3);
+    admin(trio.server(one)).create(CONFIG_MAPS, &config_map("before")).await.unwrap();
+    let (name, dir) = (format!("m{}", damaged + 1), trio.dirs[damaged].path().to_owned());
+    let bind = trio.server(damaged).local_addr();
+    trio.servers[damaged].take().unwrap().stop().await;
+    flip_a_byte(&dir);
+    let start = || start_patiently(config(&dir, &name, bind));
+    let lost = start().await.err().unwrap();
+    let ServerError::Lost { rebuild, .. } = &lost else { panic!("{lost}") };
+    assert!(lost.to_string().contains("this member's data cannot be trusted"), "{lost}");
+    let hint = rebuild.hint(&dir, bind);
+    let command =
+        format!("`dhow server --data-dir {} --bind {bind} --join {}`", dir.display(), rebuild.other.as_ref().unwrap());
+    assert!(hint.contains(&command), "{hint}");
+    // The others have no token to give, and need none: it still has its certificate.
+    let join = Some(Join { server: trio.server(two).url(), token: String::new() });
+    let again = start_patiently(Config { join, ..config(&dir, &name, bind) }).await.unwrap();
+    assert_eq!(again.set_aside(), Some(&*dir.join("damaged-1")));
+    assert!(dir.join("damaged-1/store/wal").exists() && dir.join("damaged-1/member.json").exists());
+    admin(&again).get(&format!("{CONFIG_MAPS}/before")).await.unwrap();
+    trio.servers[damaged] = Some(again);
+    let list = trio
+        .until(one, "all three vote", |list| roles(list).iter().filter(|role| *role != "learner").count() == 3)
+        .await;
+    assert!(!ids(&list).contains(&(damaged as u64 + 1)) && ids(&list).contains(&4), "{list}");
+    // All that was there votes and holds what there is: one of the others may go.
+    trio.servers[one].take().unwrap().stop().await;
+    admin(trio.server(two)).create(CONFIG_MAPS, &config_map("after")).await.unwrap();
+    admin(trio.server(damaged)).get(&format!("{CONFIG_MAPS}/after")).await.unwrap();
+    trio.stop().await;
+}
+
+/// Starts a server at an address whose last connections may still say good-bye.
+async fn start_patiently(config: Config) -> Result<Server, ServerError> {
+    let starting = async {
+        loop {
+            match Server::start(config.clone()).await {
+                Err(error) if error.is_in_use() => tokio::time::sleep(Duration::from_millis(20)).await,
+                started => return started,
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, starting).await.expect("the address becomes free")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_members_place_is_for_a_token_of_its_name() {
+    let mut trio = Trio::start().await;
+    let leader = trio.leader(0).await;
+    let lost = (leader + 1) % 3;
+    let name = format!("m{}", lost + 1);
+    let client = admin(trio.server(leader));
+    let wanted = json!({"name": name});
+    let refused = client.create("/dhow/v1/members", &wanted).await.unwrap_err();
+    assert!(refused.is(409) && refused.to_string().contains(&format!("`{name}` runs at")), "{refused}");
+    trio.servers[lost].take().unwrap().stop().await;
+    let dir = tempfile::tempdir().unwrap();
+    let through = trio.server((leader + 2) % 3).url();
+    let with = |token: &str| {
+        let join = Some(Join { server: through.clone(), token: token.to_owned() });
+        Config { join, ..config(dir.path(), &name, anywhere()) }
+    };
+    // A token that many may have gives nobody's place away.
+    let general = trio.server(leader).create_member_token(None).await.unwrap();
+    let refused = Server::start(with(&general)).await.err().unwrap();
+    assert!(refused.to_string().contains(&format!("a token of `dhow member add {name}`")), "{refused}");
+    let added = client.create("/dhow/v1/members", &wanted).await.unwrap();
+    assert_eq!(added["replaces"], lost as u64 + 1);
+    let token = added["token"].as_str().unwrap();
+    // Its first attempt ends between the cluster's yes and its own disk; the second is as good.
+    let bearer = token.parse::<dhow_pki::token::JoinToken>().unwrap().bearer();
+    let (csr, _key) = dhow_pki::new_csr("x").unwrap();
+    let request = json!({
+        "name": name, "address": "127.0.0.1:9", "csr": csr, "version": env!("CARGO_PKG_VERSION"),
+        "serviceCidr": "10.43.0.0/16", "clusterCidr": "10.64.0.0/10",
+    });
+    let joiner = ClientConfig {
+        identity: None,
+        token: Some(bearer),
+        ..client_config(trio.server(leader), trio.server(leader).admin_identity().clone())
+    };
+    let joiner = Client::new(joiner).unwrap();
+    let answer = joiner.create("/dhow/v1/members/join", &request).await.unwrap();
+    assert_eq!(answer["id"], 4);
+    let again = Server::start(with(token)).await.unwrap();
+    assert_eq!(again.set_aside(), None);
+    trio.servers[lost] = Some(again);
+    let voting = |list: &Value| roles(list).iter().filter(|role| *role != "learner").count() == 3;
+    let list = trio.until(leader, "all three vote", voting).await;
+    assert!(ids(&list).contains(&5) && list["members"].as_array().unwrap().len() == 3, "{list}");
+    // Once it votes, nobody else gets in by it.
+    let other = tempfile::tempdir().unwrap();
+    let refused = Server::start(Config { data_dir: other.path().to_owned(), ..with(token) }).await.err().unwrap();
+    assert!(refused.to_string().contains("make another"), "{refused}");
+    trio.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -352,6 +480,41 @@ async fn a_witness_keeps_two_going_and_shows_no_objects() {
         refused.is(503) && refused.to_string().contains("is a witness and holds no objects: ask https://"),
         "{refused}"
     );
+    // It does not hold the CA's key, nor anything that opens a way to it.
+    let pki = trio.dirs[2].path().join("pki");
+    let read = |name: &str| std::fs::read_to_string(pki.join(name)).unwrap();
+    assert!(!pki.join("ca.key").exists());
+    let own = dhow_pki::Identity { cert_pem: read("server.crt"), key_pem: read("server.key") };
+    let as_witness = |to: usize| Client::new(client_config(trio.server(to), own.clone())).unwrap();
+    for path in ["/dhow/v1/backup", "/api/v1/secrets"] {
+        assert!(as_witness(0).get(path).await.unwrap_err().is(403), "{path}");
+    }
+    as_witness(0).get("/dhow/v1/members").await.unwrap();
+    let csr = dhow_pki::csr_for(&own.key_pem, "x").unwrap();
+    let join_as = |witness: bool| {
+        let body = json!({
+            "name": "m3", "address": trio.server(2).local_addr(), "csr": csr, "witness": witness,
+            "version": env!("CARGO_PKG_VERSION"), "serviceCidr": "10.43.0.0/16", "clusterCidr": "10.64.0.0/10",
+            "permit": "administrator",
+        });
+        Some(("application/json", body.to_string().into()))
+    };
+    for (witness, want) in [(false, "the certificate is of the witness `m3`"), (true, "the control node `m3` runs at")]
+    {
+        let refused = as_witness(1).json(Method::POST, "/dhow/v1/members/join", join_as(witness)).await.unwrap_err();
+        assert!(refused.is(409) && refused.to_string().contains(want), "{refused}");
+    }
+    // It signs nothing, and asks others for its own.
+    let renewal = Some(("application/json", json!({"csr": csr}).to_string().into()));
+    let refused = as_witness(2).json(Method::POST, "/dhow/v1/renew", renewal.clone()).await.unwrap_err();
+    assert!(refused.is(503) && refused.to_string().contains("ask https://"), "{refused}");
+    let fresh = as_witness(1).json(Method::POST, "/dhow/v1/renew", renewal).await.unwrap();
+    assert!(fresh["certificate"].as_str().unwrap().starts_with("-----BEGIN"));
+    // Its kubeconfig begins with a member that has objects.
+    let file = trio.dirs[2].path().join("kubeconfig");
+    std::fs::write(&file, trio.server(2).admin_kubeconfig()).unwrap();
+    let by_kubeconfig = Client::new(ClientConfig::from_kubeconfig(&file).unwrap()).unwrap();
+    by_kubeconfig.create(CONFIG_MAPS, &config_map("through-the-witness")).await.unwrap();
     let push = admin(trio.server(2)).request(Method::POST, "/v2/a/blobs/uploads/", "*/*", None).await.unwrap();
     assert_eq!(push.status, 503, "an image on a witness would be lost");
     let leader = trio.leader(0).await;

@@ -44,6 +44,7 @@ mod watch;
 pub use dhow_consensus::{ChangeError, MemberChange, Members, Position, Progress, Role};
 pub use error::{Failure, OpenError, SnapshotError, WriteError};
 pub use image::{ImageError, Snapshot};
+pub use lock::take as lock;
 pub use replica::{Alone, Config, Peers, Replica, RoleNow, Start, Status};
 pub use restore::{Restored, restore};
 pub use watch::{AllWatch, Filter, From, Watch, WatchItem};

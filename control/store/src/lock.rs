@@ -13,7 +13,7 @@ const OWN_CHILDREN: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(5);
 
 /// Takes a data directory that is there for this process.
-pub(crate) fn take(dir: &Path) -> Result<Lock, OpenError> {
+pub fn take(dir: &Path) -> Result<Lock, OpenError> {
     let own = std::process::id().to_string();
     let begun = Instant::now();
     loop {

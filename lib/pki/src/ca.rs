@@ -21,7 +21,8 @@ const CLOCK_SKEW_MS: u64 = 3600 * 1000;
 /// The cluster's certificate authority (ECDSA P-256).
 pub struct Ca {
     cert_pem: String,
-    key_pem: String,
+    /// Whoever has none can tell what the authority has signed, and sign nothing.
+    key_pem: Option<String>,
     cert_der: CertificateDer<'static>,
 }
 
@@ -79,15 +80,20 @@ impl Ca {
         params.key_usages =
             vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
         let cert = params.self_signed(&key)?;
-        Ok(Self { cert_pem: cert.pem(), key_pem: key.serialize_pem(), cert_der: cert.der().clone() })
+        Ok(Self { cert_pem: cert.pem(), key_pem: Some(key.serialize_pem()), cert_der: cert.der().clone() })
     }
 
     /// Takes an authority from PEM texts, as written by an earlier [`Ca::create`].
     pub fn load(cert_pem: &str, key_pem: &str) -> Result<Self, PkiError> {
         let cert_der = first_certificate(cert_pem)?;
-        let ca = Self { cert_pem: cert_pem.to_owned(), key_pem: key_pem.to_owned(), cert_der };
+        let ca = Self { cert_pem: cert_pem.to_owned(), key_pem: Some(key_pem.to_owned()), cert_der };
         ca.issuer()?;
         Ok(ca)
+    }
+
+    /// What is known of an authority by those who do not hold its key.
+    pub fn without_key(cert_pem: &str) -> Result<Self, PkiError> {
+        Ok(Self { cert_pem: cert_pem.to_owned(), key_pem: None, cert_der: first_certificate(cert_pem)? })
     }
 
     /// The authority's certificate.
@@ -95,9 +101,9 @@ impl Ca {
         &self.cert_pem
     }
 
-    /// The authority's private key: whoever has it is the cluster.
-    pub fn key_pem(&self) -> &str {
-        &self.key_pem
+    /// The authority's private key, if it is here: whoever has it is the cluster.
+    pub fn key_pem(&self) -> Option<&str> {
+        self.key_pem.as_deref()
     }
 
     /// SHA-256 of the certificate's DER form, in hex: what a join token pins.
@@ -152,7 +158,8 @@ impl Ca {
     }
 
     fn issuer(&self) -> Result<Issuer<'static, KeyPair>, PkiError> {
-        Ok(Issuer::from_ca_cert_der(&self.cert_der, KeyPair::from_pem(&self.key_pem)?)?)
+        let key_pem = self.key_pem.as_deref().ok_or(PkiError::NoKey)?;
+        Ok(Issuer::from_ca_cert_der(&self.cert_der, KeyPair::from_pem(key_pem)?)?)
     }
 }
 
@@ -305,8 +312,13 @@ mod tests {
     #[test]
     fn a_loaded_ca_issues_what_the_created_one_would() {
         let created = Ca::create("dhow", NOW).unwrap();
-        let ca = Ca::load(created.cert_pem(), created.key_pem()).unwrap();
+        let ca = Ca::load(created.cert_pem(), created.key_pem().unwrap()).unwrap();
         assert_eq!(ca.cert_der_sha256_hex(), created.cert_der_sha256_hex());
+        let known = Ca::without_key(created.cert_pem()).unwrap();
+        assert_eq!((known.cert_pem(), known.key_pem()), (created.cert_pem(), None));
+        let refused =
+            known.issue(&super::Subject { common_name: "x".into(), organizations: vec![] }, &[], Usage::Client, NOW, 1);
+        assert!(matches!(refused, Err(PkiError::NoKey)));
         let subject = Subject { common_name: "system:node:n1".into(), organizations: vec!["system:nodes".into()] };
         let identity = ca.issue(&subject, &[San::Dns("n1".into())], Usage::Both, NOW, 1000).unwrap();
         let der = first_certificate(&identity.cert_pem).unwrap();

@@ -26,6 +26,9 @@ pub enum PkiError {
         /// `certificate`, `private key`, …
         what: &'static str,
     },
+    /// The authority's key is not here.
+    #[error("the key of the cluster's CA is not here")]
+    NoKey,
     /// A certificate, a request, or a key could not be made or understood.
     #[error("making a certificate")]
     Certificate(#[from] rcgen::Error),
