@@ -1,0 +1,171 @@
+//! Where a command reads from and writes to: the program's own streams, files, and what is kept between the commands of
+//! a pipeline.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::rc::Rc;
+
+use crate::platform;
+
+/// What one command of a pipeline may leave for the next. They run one after the other, so that all of it is kept; a
+/// command that writes more is broken off.
+pub const PIPE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// How much is read of a file at a time.
+const READ_BYTES: usize = 16 * 1024;
+
+/// Something to read. Clones share their place in it.
+#[derive(Clone)]
+pub struct Input(Rc<RefCell<Source>>);
+
+struct Source {
+    from: From,
+    buffer: Vec<u8>,
+    at: usize,
+}
+
+enum From {
+    Process,
+    File(File),
+    Nothing,
+}
+
+impl Input {
+    fn new(from: From, buffer: Vec<u8>) -> Self {
+        Self(Rc::new(RefCell::new(Source { from, buffer, at: 0 })))
+    }
+
+    /// The program's input.
+    pub fn process() -> Self {
+        Self::new(From::Process, Vec::new())
+    }
+
+    /// A file.
+    pub fn file(file: File) -> Self {
+        Self::new(From::File(file), Vec::new())
+    }
+
+    /// These bytes.
+    pub fn bytes(bytes: Vec<u8>) -> Self {
+        Self::new(From::Nothing, bytes)
+    }
+
+    /// Whether somebody types it.
+    pub fn is_terminal(&self) -> bool {
+        matches!(self.0.borrow().from, From::Process) && platform::is_terminal()
+    }
+
+    /// Whether a read would not wait.
+    pub fn is_readable(&self) -> bool {
+        let source = self.0.borrow();
+        source.at < source.buffer.len() || !matches!(source.from, From::Process) || platform::is_readable()
+    }
+
+    /// Reads up to and with the next line's end; 0 at the end.
+    pub fn read_line(&self, line: &mut Vec<u8>) -> io::Result<usize> {
+        let mut source = self.0.borrow_mut();
+        let before = line.len();
+        loop {
+            if source.at == source.buffer.len() && source.fill()? == 0 {
+                return Ok(line.len() - before);
+            }
+            let rest = &source.buffer[source.at..];
+            let end = rest.iter().position(|byte| *byte == b'\n').map(|at| at + 1);
+            line.extend_from_slice(&rest[..end.unwrap_or(rest.len())]);
+            source.at += end.unwrap_or(rest.len());
+            if end.is_some() {
+                return Ok(line.len() - before);
+            }
+        }
+    }
+}
+
+impl Source {
+    fn fill(&mut self) -> io::Result<usize> {
+        if platform::step() {
+            return Err(platform::broken_off());
+        }
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.resize(READ_BYTES, 0);
+        self.at = 0;
+        let count = match &mut self.from {
+            From::Process => platform::read(&mut buffer)?,
+            From::File(file) => file.read(&mut buffer)?,
+            From::Nothing => 0,
+        };
+        buffer.truncate(count);
+        self.buffer = buffer;
+        Ok(count)
+    }
+}
+
+impl Read for Input {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut source = self.0.borrow_mut();
+        if source.at == source.buffer.len() && source.fill()? == 0 {
+            return Ok(0);
+        }
+        let rest = &source.buffer[source.at..];
+        let count = rest.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&rest[..count]);
+        source.at += count;
+        Ok(count)
+    }
+}
+
+/// Something to write to. Clones write to the same place.
+#[derive(Clone)]
+pub enum Output {
+    /// The program's output.
+    Stdout,
+    /// The program's error output.
+    Stderr,
+    /// A file.
+    File(Rc<RefCell<File>>),
+    /// What the next command of a pipeline reads.
+    Kept(Rc<RefCell<Vec<u8>>>),
+    /// Nowhere.
+    Nowhere,
+}
+
+impl Output {
+    /// A file.
+    pub fn file(file: File) -> Self {
+        Self::File(Rc::new(RefCell::new(file)))
+    }
+
+    /// An output that is kept.
+    pub fn kept() -> (Self, Rc<RefCell<Vec<u8>>>) {
+        let kept = Rc::new(RefCell::new(Vec::new()));
+        (Self::Kept(kept.clone()), kept)
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if !matches!(self, Output::Stdout) && platform::step() {
+            return Err(platform::broken_off());
+        }
+        match self {
+            Output::Stdout => platform::write(bytes)?,
+            Output::Stderr => platform::write_error(bytes)?,
+            Output::File(file) => file.borrow_mut().write_all(bytes)?,
+            Output::Kept(kept) if kept.borrow().len() + bytes.len() > PIPE_BYTES_MAX => {
+                return Err(io::Error::other(format!(
+                    "more than {} MiB for the next command of a pipeline: write it to a file",
+                    PIPE_BYTES_MAX >> 20
+                )));
+            }
+            Output::Kept(kept) => kept.borrow_mut().extend_from_slice(bytes),
+            Output::Nowhere => {}
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if let Output::Stdout = self {
+            platform::flush();
+        }
+        Ok(())
+    }
+}
