@@ -69,6 +69,12 @@ impl NewFile {
         Ok(Self { file, temporary: Some(temporary), path: path.to_owned() })
     }
 
+    /// The same file for somebody else to write to, such as another process; [`commit`](Self::commit) is for when they
+    /// have.
+    pub fn try_clone(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
     /// Syncs the file and gives it its name.
     pub fn commit(mut self) -> io::Result<()> {
         self.file.sync_all()?;

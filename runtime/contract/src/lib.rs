@@ -51,6 +51,8 @@ pub struct ContainerSpec {
     pub labels: BTreeMap<String, String>,
     /// Where this start of the container may keep what it stores in no volume; made when it is first needed.
     pub stores: Option<PathBuf>,
+    /// Where the memory of an instance that traps is written to, if somebody wants to look at it.
+    pub core_dump: Option<PathBuf>,
     /// The Pod's host name.
     pub hostname: String,
     /// Whether a client may attach to the program's standard input, which else is at its end.

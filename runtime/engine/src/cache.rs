@@ -4,38 +4,92 @@
 //! is only ever written here, in a directory that only the node can write to, and appears under its name when it is
 //! complete: a mapped file must never change.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
-use dhow_files::Access;
 use dhow_host::{Guest, Wasi};
 use wasmtime::component::{Component, Linker};
 
-use crate::adapt;
+use crate::compile::Compiler;
 use crate::linkers::{Family, Linkers};
-use crate::program::{self, Linked, LoadError, Pre};
-
-/// The largest program that is read: a guard against filling memory, far above the biggest seen (a JavaScript engine
-/// with its program, 13 MiB).
-const WASM_BYTES_MAX: u64 = 256 << 20;
+use crate::program::{Linked, LoadError, Pre};
 
 /// Counts changes in what is made of a program before it is compiled: code of another generation is not used.
 const GENERATION: u32 = 1;
+/// What code is called whose engine is not known yet.
+const UNNAMED: &str = "unnamed";
 
 /// The directory of compiled code and the engines it is for.
 pub(crate) struct Cache {
     dir: PathBuf,
     linkers: Linkers,
+    compiler: Compiler,
 }
 
 impl Cache {
-    pub(crate) fn open(dir: PathBuf, linkers: Linkers) -> io::Result<Self> {
+    pub(crate) fn open(dir: PathBuf, linkers: Linkers, compiler: Compiler) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
         dhow_files::remove_unfinished(&dir)?;
-        Ok(Self { dir, linkers })
+        let cache = Self { dir, linkers, compiler };
+        cache.remove_outdated()?;
+        Ok(cache)
+    }
+
+    /// Removes code that no engine of this node will use again: of another version, or of other settings.
+    fn remove_outdated(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.dir)? {
+            let name = entry?.file_name().into_string().unwrap_or_default();
+            let family = Family::ALL.into_iter().find(|family| name.ends_with(&format!(".{}", family.suffix())));
+            let outdated = match family {
+                // Engines that come late are not made for this.
+                Some(family) if family.wasi != Wasi::P2 => false,
+                Some(family) => self.linker(family).is_ok_and(|linker| {
+                    let digest = name.split('.').next().unwrap_or_default();
+                    self.path(digest, family, linker) != self.dir.join(&name)
+                }),
+                None => name.ends_with(UNNAMED),
+            };
+            if outdated {
+                fs::remove_file(self.dir.join(name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What there is, by digest: bytes, and when it was made.
+    pub(crate) fn list(&self) -> io::Result<BTreeMap<String, (u64, SystemTime)>> {
+        let mut found: BTreeMap<String, (u64, SystemTime)> = BTreeMap::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            let name = entry.file_name().into_string().unwrap_or_default();
+            let Some((digest, _)) = name.strip_suffix(".cwasm").and_then(|name| name.split_once('.')) else { continue };
+            let meta = match entry.metadata() {
+                // It went meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                meta => meta?,
+            };
+            let made = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+            let one = found.entry(digest.replacen('-', ":", 1)).or_insert((0, made));
+            *one = (one.0 + meta.len(), one.1.max(made));
+        }
+        Ok(found)
+    }
+
+    /// Removes what was made of a program. Who runs it keeps it until its end.
+    pub(crate) fn remove(&self, digest: &str) -> io::Result<()> {
+        let begin = format!("{}.", file_name(digest));
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            if entry.file_name().to_str().is_some_and(|name| name.starts_with(&begin)) {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     /// The program under this digest, if it has been compiled before.
@@ -65,19 +119,12 @@ impl Cache {
     /// Compiles a program and keeps the code. Takes seconds and hundreds of MiB for a big program: the caller bounds
     /// how many run at once.
     pub(crate) fn compile(&self, wasm: &Path, digest: &str) -> Result<Linked, LoadError> {
-        let bytes = read(wasm).map_err(|source| LoadError::Io { path: wasm.to_owned(), source })?;
-        let shape = program::inspect(&bytes)?;
-        let bytes = if shape.adapt { adapt::adapt(&bytes)? } else { bytes };
-        let linker = self.linker(shape.family)?;
-        let code = linker
-            .engine()
-            .precompile_component(&bytes)
-            .map_err(|e| LoadError::Compile { detail: format!("{e:#}") })?;
-        drop(bytes);
-        let path = self.path(digest, shape.family, linker);
-        dhow_files::write(&path, &code, Access::Public)
-            .map_err(|source| LoadError::Io { path: path.clone(), source })?;
-        self.open_compiled(&path, digest, shape.family)
+        // What it is to be called is known when it is there: the engine depends on what the program is.
+        let unnamed = self.dir.join(format!("{}.{UNNAMED}", file_name(digest)));
+        let family = self.compiler.compile(wasm, &unnamed)?;
+        let path = self.path(digest, family, self.linker(family)?);
+        fs::rename(&unnamed, &path).map_err(|source| LoadError::Io { path: path.clone(), source })?;
+        self.open_compiled(&path, digest, family)
     }
 
     fn linker(&self, family: Family) -> Result<&Linker<Guest>, LoadError> {
@@ -110,12 +157,4 @@ impl Cache {
 
 fn file_name(digest: &str) -> String {
     digest.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect()
-}
-
-fn read(wasm: &Path) -> io::Result<Vec<u8>> {
-    let len = fs::metadata(wasm)?.len();
-    if len > WASM_BYTES_MAX {
-        return Err(io::Error::other(format!("the program has {len} bytes; at most {WASM_BYTES_MAX} are read")));
-    }
-    fs::read(wasm)
 }

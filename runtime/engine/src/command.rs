@@ -1,16 +1,20 @@
 //! Commands: one instance, run to its end.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use dhow_host::{Guest, MemoryMeter, Template};
+use dhow_host::{Guest, MemoryMeter, StopNotice, Template};
+use tokio::sync::watch;
+use tokio::time::sleep_until;
 use wasmtime::{Store, UpdateDeadline};
 
-use crate::container::{End, Shared, wished};
+use crate::container::{End, Shared, Wish, wished};
 use crate::engine::Engine;
 use crate::meter::{Metered, note_cut};
 use crate::output::{Channel, Input, Sink};
-use crate::program::CommandPre;
+use crate::program::{Command, CommandPre};
+use crate::trap;
 
 /// Memory above which giving it back to the system is left to a thread that may block: 1 MiB takes 0.04 ms, 100 MiB
 /// up to 60 ms.
@@ -18,7 +22,7 @@ const DROP_INLINE_BYTES_MAX: u64 = 8 << 20;
 
 pub(crate) async fn run(
     engine: &Engine,
-    pre: &CommandPre,
+    Command { pre, hears_of_its_end }: &Command,
     template: &Template,
     input: Input,
     sink: &Sink,
@@ -47,13 +51,18 @@ pub(crate) async fn run(
     let mut guest = Metered::new(guest, shared.cpu().clone(), engine.ticker().clone(), engine.lane().clone());
     tokio::select! {
         biased;
-        wish = wished(&mut wishes) => {
+        wish = its_end(&mut wishes, hears_of_its_end.then(|| template.stop_notice())) => {
             discard(guest, template.memory().held()).await;
             End::wished(wish)
         }
         (result, store) = &mut guest => {
             let held = store.data().memory.held();
-            discard(store, held).await;
+            match (&result, shared.core_dump()) {
+                (Err(error), Some(path)) if held <= trap::CORE_BYTES_MAX && trap::is_trap(error) => {
+                    return trapped(store, result, path, sink, began.load(Ordering::Relaxed)).await;
+                }
+                _ => discard(store, held).await,
+            }
             match result {
                 Ok(Ok(())) => End::completed(),
                 Ok(Err(())) => End::exited(1),
@@ -61,6 +70,47 @@ pub(crate) async fn run(
             }
         }
     }
+}
+
+/// The end of a program that is to be looked at afterwards.
+async fn trapped(
+    store: Store<Guest>,
+    result: wasmtime::Result<Result<(), ()>>,
+    path: &Path,
+    sink: &Sink,
+    began: bool,
+) -> End {
+    let path = path.to_owned();
+    // Hundreds of MiB may have to be written.
+    let written = tokio::task::spawn_blocking(move || {
+        let end = match &result {
+            Err(error) => End::failed(error, began),
+            Ok(_) => End::completed(),
+        };
+        let written = result.err().map_or(Ok(()), |error| trap::write_core(store, &error, &path));
+        (end, written.map_err(|error| error.to_string()))
+    });
+    let (end, written) = written.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+    match written {
+        Ok(()) => sink.note("wrote a core dump"),
+        Err(why) => sink.note(&format!("a core dump could not be written: {why}")),
+    }
+    end
+}
+
+/// Waits until the program is to be ended: when it is killed, or asked to stop; if it wants to hear of that, when its
+/// grace is over.
+async fn its_end(wishes: &mut watch::Receiver<Wish>, hears: Option<&Arc<StopNotice>>) -> Wish {
+    let Some(notice) = hears else { return wished(wishes).await };
+    let mut wish = wished(wishes).await;
+    while let Wish::Stop(deadline) = wish {
+        notice.give(deadline);
+        tokio::select! {
+            () = sleep_until(deadline) => return Wish::Kill,
+            Ok(()) = wishes.changed() => wish = *wishes.borrow_and_update(),
+        }
+    }
+    wish
 }
 
 /// Makes the instance, says so, and runs it.

@@ -1,18 +1,19 @@
 //! The handle to one container: what it does now, what is wished of it, how it ended.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use dhow_host::{MemoryAccount, OutOfMemory, SetupError, Template};
+use dhow_host::{About, MemoryAccount, OutOfMemory, SetupError, Template};
 use dhow_runtime_contract::{ContainerSpec, EntryPoint, Exit, ExitReason, LogConfig, Usage};
 use dhow_switch::PodNet;
 use dhow_types::Time;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use wasmtime::{Trap, WasmBacktrace};
+use wasmtime::Trap;
 use wasmtime_wasi::I32Exit;
 
 use crate::engine::Engine;
@@ -20,6 +21,7 @@ use crate::logs::{LogPipe, LogWriter};
 use crate::meter::Cpu;
 use crate::output::{BUFFER_BYTES_MAX, BytePipe, Capture, Channel, Input, Sink, Tee};
 use crate::program::{Pre, Program};
+use crate::trap::describe;
 use crate::{command, serve};
 
 /// The exit code of a container that was stopped: 128 + SIGTERM.
@@ -32,8 +34,6 @@ const CODE_ABORTED: i32 = 134;
 const CODE_TRAPPED: i32 = 139;
 /// The exit code of a container that could not be started, as other container runtimes have it.
 const CODE_CANNOT_RUN: i32 = 128;
-/// Frames of a backtrace that are shown; the innermost ones tell the story.
-const FRAMES_MAX: usize = 20;
 /// How long the last lines of a container may take to reach their log before its end is reported all the same.
 const FLUSH_MAX: Duration = Duration::from_secs(5);
 
@@ -94,6 +94,7 @@ pub(crate) struct Shared {
     capture: Option<Arc<Capture>>,
     /// Whom the output of a logged container reaches besides its log.
     tee: Option<Arc<Tee>>,
+    core_dump: Option<PathBuf>,
     /// What those who attach write to; nothing once it is closed.
     stdin: tokio::sync::Mutex<Option<DuplexStream>>,
 }
@@ -120,8 +121,8 @@ impl Container {
         }
     }
 
-    /// Ends it in order. An HTTP container takes no more connections and has `grace` to answer what it has begun; a
-    /// command has no way to hear of it and ends at once.
+    /// Ends it in order. An HTTP container takes no more connections and has `grace` to answer what it has begun, as has a
+    /// command that imports `dhow:pod/lifecycle` to end by itself. Any other has no way to hear of it and ends at once.
     pub fn stop(&self, grace: Duration) {
         let deadline = Instant::now() + grace;
         self.shared.wish.send_if_modified(|wish| match *wish {
@@ -217,6 +218,11 @@ impl Shared {
         &self.requests
     }
 
+    /// Where the memory of an instance that traps is written to, if anywhere.
+    pub(crate) fn core_dump(&self) -> Option<&PathBuf> {
+        self.core_dump.as_ref()
+    }
+
     pub(crate) fn cpu(&self) -> &Arc<Cpu> {
         &self.cpu
     }
@@ -293,26 +299,6 @@ fn with_hint(mut message: String) -> String {
     message
 }
 
-/// A trap with its cause and the functions it happened in.
-pub(crate) fn describe(error: &wasmtime::Error) -> String {
-    let cause = match error.downcast_ref::<Trap>() {
-        Some(trap) => trap.to_string(),
-        None => error.root_cause().to_string(),
-    };
-    let mut text = cause;
-    if let Some(trace) = error.downcast_ref::<WasmBacktrace>() {
-        text.push_str("\nwasm backtrace:");
-        for (number, frame) in trace.frames().iter().take(FRAMES_MAX).enumerate() {
-            let name = frame.func_name().map_or_else(|| format!("function {}", frame.func_index()), str::to_owned);
-            text.push_str(&format!("\n  {number}: {name}"));
-        }
-        if trace.frames().len() > FRAMES_MAX {
-            text.push_str(&format!("\n  … and {} more", trace.frames().len() - FRAMES_MAX));
-        }
-    }
-    text
-}
-
 /// Waits until something other than running is wished.
 pub(crate) async fn wished(wishes: &mut watch::Receiver<Wish>) -> Wish {
     // The reference that the wait gives holds a lock and must be gone before the next wait.
@@ -348,6 +334,7 @@ pub(crate) fn start(engine: &Engine, program: &Program, spec: ContainerSpec, io:
         },
         capture,
         tee,
+        core_dump: spec.core_dump.clone(),
         stdin: tokio::sync::Mutex::new(stdin),
     });
     let container = Container { shared: shared.clone() };
@@ -392,7 +379,7 @@ async fn run(
     };
     shared.memory.get_or_init(|| template.memory().clone());
     match &program.inner.pre {
-        Pre::Command(pre) => command::run(engine, pre, &template, input.open(), sink, shared).await,
+        Pre::Command(program) => command::run(engine, program, &template, input.open(), sink, shared).await,
         Pre::Http(pre) => serve::run(engine, pre, template, (&ports, serving), sink, shared).await,
     }
 }
@@ -406,6 +393,8 @@ async fn template(spec: ContainerSpec, net: PodNet) -> Result<Template, SetupErr
         scratch: spec.scratch,
         working_dir: spec.working_dir,
         net,
+        about: About { node: spec.node, container: spec.name, labels: spec.labels },
+        stores: spec.stores,
         memory_limit: spec.memory_limit,
     };
     if setup.mounts.is_empty() {

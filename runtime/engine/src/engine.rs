@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use dhow_runtime_contract::ContainerSpec;
 use dhow_switch::PodNet;
@@ -14,6 +14,7 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::sync::Semaphore;
 
 use crate::cache::Cache;
+use crate::compile::Compiler;
 use crate::container::{self, Container, Io};
 use crate::instances::Places;
 use crate::lane::Lane;
@@ -37,12 +38,14 @@ pub struct Config {
     pub cache_dir: PathBuf,
     /// Threads that guests run on; as many as cores when `None`.
     pub workers: Option<usize>,
+    /// Where programs are compiled.
+    pub compiler: Compiler,
 }
 
 impl Config {
-    /// The defaults, with compiled code in `cache_dir`.
+    /// The defaults, with compiled code in `cache_dir`. Programs are compiled in this process.
     pub fn new(cache_dir: impl Into<PathBuf>) -> Self {
-        Self { cache_dir: cache_dir.into(), workers: None }
+        Self { cache_dir: cache_dir.into(), workers: None, compiler: Compiler::InProcess }
     }
 }
 
@@ -92,12 +95,12 @@ type Slot = Arc<tokio::sync::Mutex<Weak<Linked>>>;
 impl Engine {
     /// Makes the engines and starts the threads.
     pub fn new(config: Config) -> Result<Engine, EngineError> {
-        let Config { cache_dir, workers } = config;
+        let Config { cache_dir, workers, compiler } = config;
         let setup = |error: wasmtime::Error| EngineError::Setup { detail: format!("{error:#}") };
         let failed = |source: io::Error| EngineError::Io { path: cache_dir.clone(), source };
         let ticker = Ticker::start().map_err(failed)?;
         let linkers = Linkers::new(ticker.clone()).map_err(setup)?;
-        let cache = Cache::open(cache_dir.clone(), linkers).map_err(failed)?;
+        let cache = Cache::open(cache_dir.clone(), linkers, compiler).map_err(failed)?;
         let workers = workers.or_else(|| thread::available_parallelism().ok().map(|n| n.get())).unwrap_or(1).max(1);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(workers)
@@ -147,6 +150,25 @@ impl Engine {
         let inner = Arc::new(linked);
         *program = Arc::downgrade(&inner);
         Ok(Program { inner })
+    }
+
+    /// The code that was made of programs, by their digests: bytes, and when it was made. Blocks.
+    pub fn compiled(&self) -> io::Result<BTreeMap<String, (u64, SystemTime)>> {
+        self.inner.cache.list()
+    }
+
+    /// Removes the code of a program, unless it is in use.
+    pub async fn forget(&self, digest: &str) {
+        let slot = self.slot(digest);
+        let program = slot.lock().await;
+        if program.strong_count() > 0 {
+            return;
+        }
+        let (cache, of) = (self.inner.cache.clone(), digest.to_owned());
+        let removed = self.inner.handle.spawn_blocking(move || cache.remove(&of)).await;
+        if let Err(error) = removed.unwrap_or_else(|error| Err(io::Error::other(error))) {
+            tracing::warn!(digest, %error, "compiled code could not be removed");
+        }
     }
 
     /// Starts a container. What goes wrong from here on is its exit.

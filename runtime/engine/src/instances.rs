@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use dhow_host::{Guest, OutOfMemory, Template};
+use dhow_host::{Guest, OutOfMemory, StopNotice, Template};
 use dhow_runtime_contract::HttpServing;
 use http::uri::{Authority, Scheme};
 use http::{Request, Response, header};
@@ -25,8 +25,8 @@ use wasmtime_wasi_http::p3::bindings::Service;
 use wasmtime_wasi_http::{FieldMap, WasiBody, WasiHttpView};
 
 use crate::command::{discard, new_store};
-use crate::container::describe;
 use crate::output::{Channel, Input, Sink, lock};
+use crate::trap::describe;
 
 /// Requests that one container works on at a time; more wait in their connections. A quarter of the node's pool of
 /// instances, so that one container cannot take it all.
@@ -78,14 +78,14 @@ pub(crate) struct Instance {
     served: u32,
     /// Its place among the node's instances; given back after the rest is gone.
     _place: OwnedSemaphorePermit,
+    /// Its place among those that may be kept, once it has been.
+    warm: Option<OwnedSemaphorePermit>,
 }
 
 /// An instance that waits for a request.
 struct Idle {
     instance: Instance,
     since: Instant,
-    /// Its place among those of the node that may be kept waiting.
-    _warm: OwnedSemaphorePermit,
 }
 
 /// The instances of one container.
@@ -110,8 +110,8 @@ pub(crate) struct Instances {
 pub(crate) struct Places {
     /// For instances of all containers.
     all: Arc<Semaphore>,
-    /// For those that are kept while nobody asks: half of them all, so that containers which keep none, or have not been
-    /// asked yet, always find a place.
+    /// For those that are kept from one request to the next: half of them all, so that containers which keep none, or
+    /// have not been asked yet, always find a place.
     warm: Arc<Semaphore>,
 }
 
@@ -149,6 +149,11 @@ impl Instances {
 
     pub(crate) fn serving(&self) -> HttpServing {
         self.serving
+    }
+
+    /// What tells the guests that they are to stop.
+    pub(crate) fn stop_notice(&self) -> &Arc<StopNotice> {
+        self.template.stop_notice()
     }
 
     /// Whether one instance answers several requests at a time.
@@ -203,6 +208,9 @@ impl Instances {
         if self.serving.reuse <= 1 {
             return self.make().await;
         }
+        if let Some(idle) = lock(&self.idle).pop() {
+            return Ok(idle.instance);
+        }
         loop {
             let mut one_more = pin!(self.one_more.notified());
             one_more.as_mut().enable();
@@ -241,17 +249,22 @@ impl Instances {
         };
         let mut store = new_store(engine, guest);
         let proxy = self.pre.instantiate_async(&mut store).await?;
-        Ok(Instance { store, proxy, served: 0, _place: place })
+        Ok(Instance { store, proxy, served: 0, _place: place, warm: None })
     }
 
     /// Keeps an instance for a next request; gives it back if it has served its time or there are enough.
-    fn keep(&self, instance: Instance) -> Option<Instance> {
+    fn keep(&self, mut instance: Instance) -> Option<Instance> {
         if instance.served >= self.serving.reuse {
             return Some(instance);
         }
-        let Ok(warm) = self.places.warm.clone().try_acquire_owned() else { return Some(instance) };
+        if instance.warm.is_none() {
+            instance.warm = self.places.warm.clone().try_acquire_owned().ok();
+        }
+        if instance.warm.is_none() {
+            return Some(instance);
+        }
         let mut idle = lock(&self.idle);
-        idle.push(Idle { instance, since: Instant::now(), _warm: warm });
+        idle.push(Idle { instance, since: Instant::now() });
         let is_first = idle.len() == 1;
         drop(idle);
         self.one_more.notify_one();

@@ -6,7 +6,7 @@
 //! instance for each request.
 //!
 //! ```text
-//! program (inspect) → adapt → cache (compile, map) → engine (two engines, epochs, guests' threads)
+//! program (inspect) → adapt → compile → cache (map) → engine (two engines, epochs, guests' threads)
 //!                                               └→ container → command | serve → meter (share, lane), output → logs
 //! ```
 //!
@@ -21,9 +21,11 @@
 mod adapt;
 mod cache;
 mod command;
+mod compile;
 mod container;
 mod crowd;
 mod engine;
+mod inspect;
 mod instances;
 mod lane;
 mod linkers;
@@ -34,9 +36,12 @@ mod program;
 mod serve;
 mod share;
 mod ticker;
+mod trap;
 
+pub use compile::{CompileLimits, Compiler, Worker, compile_worker};
 pub use container::{Container, Io};
 pub use engine::{Config, Engine, EngineError, instances_max};
+pub use inspect::{Description, describe};
 pub use program::{LoadError, Program};
 
 /// The version of Wasmtime that runs the guests, as `Cargo.lock` has it.

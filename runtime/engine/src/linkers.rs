@@ -9,9 +9,10 @@ use std::sync::{Arc, OnceLock};
 use dhow_host::{Guest, Wasi};
 use dhow_runtime_contract::EntryPoint;
 use wasmtime::component::Linker;
-use wasmtime::{Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+use wasmtime::{Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails};
 
 use crate::ticker::Ticker;
+use crate::trap::FRAMES_FOUND_MAX;
 
 /// Instances that all HTTP containers have at a time; further requests wait.
 pub(crate) const HTTP_INSTANCES_MAX: u32 = 512;
@@ -91,10 +92,21 @@ impl Linkers {
     }
 }
 
-fn make(family: Family, ticker: &Ticker) -> wasmtime::Result<Linker<Guest>> {
+/// What decides how the code of a program looks.
+pub(crate) fn settings(wasi: Wasi) -> wasmtime::Config {
     let mut config = wasmtime::Config::new();
     config.epoch_interruption(true);
-    config.concurrency_support(family.wasi == Wasi::P3);
+    config.concurrency_support(wasi == Wasi::P3);
+    // What a dump needs is noted when a guest traps; it is written only for those that want it.
+    config.coredump_on_trap(true);
+    config.wasm_backtrace_max_frames(Some(FRAMES_FOUND_MAX));
+    // A backtrace then has the lines of a program that was built with debug information.
+    config.wasm_backtrace_details(WasmBacktraceDetails::Enable);
+    config
+}
+
+fn make(family: Family, ticker: &Ticker) -> wasmtime::Result<Linker<Guest>> {
+    let mut config = settings(family.wasi);
     if family.entry == EntryPoint::Http {
         config.allocation_strategy(pool());
     }

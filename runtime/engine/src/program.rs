@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
-use dhow_host::{Guest, Wasi, is_known_import};
+use dhow_host::{Guest, Wasi, hears_of_its_end, is_known_import};
 use dhow_runtime_contract::EntryPoint;
 use wasmparser::{Encoding, Parser, Payload};
 use wasmtime::component::InstancePre;
@@ -28,8 +28,14 @@ pub(crate) struct Linked {
 
 /// A program by how it is entered.
 pub(crate) enum Pre {
-    Command(CommandPre),
+    Command(Command),
     Http(ProxyPre<Guest>),
+}
+
+/// A command, and whether it wants to be told of its end.
+pub(crate) struct Command {
+    pub(crate) pre: CommandPre,
+    pub(crate) hears_of_its_end: bool,
 }
 
 /// A command of either WASI.
@@ -51,10 +57,13 @@ impl CommandPre {
 impl Pre {
     /// Fails if the entry point is of another type than its name says.
     pub(crate) fn new(pre: InstancePre<Guest>, family: Family) -> wasmtime::Result<Self> {
+        let ty = pre.component().component_type();
+        let hears_of_its_end = hears_of_its_end(ty.imports(pre.engine()).map(|(name, _)| name));
+        let command = |pre| Self::Command(Command { pre, hears_of_its_end });
         Ok(match (family.entry, family.wasi) {
-            (EntryPoint::Command, Wasi::P2) => Self::Command(CommandPre::P2(p2::CommandPre::new(pre)?)),
+            (EntryPoint::Command, Wasi::P2) => command(CommandPre::P2(p2::CommandPre::new(pre)?)),
             // What imports something of 0.3 may still be entered as of 0.2.
-            (EntryPoint::Command, Wasi::P3) => Self::Command(match p3::CommandPre::new(pre.clone()) {
+            (EntryPoint::Command, Wasi::P3) => command(match p3::CommandPre::new(pre.clone()) {
                 Ok(pre) => CommandPre::P3(pre),
                 Err(_) => CommandPre::P2(p2::CommandPre::new(pre)?),
             }),
@@ -113,6 +122,12 @@ pub enum LoadError {
         /// What the compiler said.
         detail: String,
     },
+    /// The program is small to ship, or not, and takes more to compile than a node gives.
+    #[error("the module needs more than {needs} to compile")]
+    TooCostly {
+        /// The limit that it hit.
+        needs: String,
+    },
     /// A file could not be read or written.
     #[error("reading or writing `{}` failed", path.display())]
     Io {
@@ -137,28 +152,37 @@ pub(crate) struct Shape {
 
 /// Reads the outside of a program and refuses what cannot run.
 pub(crate) fn inspect(wasm: &[u8]) -> Result<Shape, LoadError> {
-    if let Some(detail) = foreign(wasm) {
-        return Err(LoadError::NotWasm { detail });
+    let outside = Outside::read_program(wasm)?;
+    let names = missing(&outside);
+    if !names.is_empty() {
+        return Err(LoadError::UnknownImport { names });
     }
-    let outside = Outside::read(wasm).map_err(|e| LoadError::NotWasm { detail: damaged(&e, wasm.len()) })?;
+    let family = family_of(&outside).ok_or(LoadError::NoEntryPoint)?;
+    Ok(Shape { family, adapt: outside.encoding == Encoding::Module })
+}
+
+/// The imports that no node offers, sorted.
+pub(crate) fn missing(outside: &Outside) -> Vec<String> {
+    let known = |name: &str| match outside.encoding {
+        Encoding::Component => is_known_import(name),
+        Encoding::Module => preview1_functions().contains(name),
+    };
+    outside.imports.iter().filter(|name| !known(name)).cloned().collect()
+}
+
+fn family_of(outside: &Outside) -> Option<Family> {
     match outside.encoding {
-        Encoding::Component => {
-            refuse_unknown(outside.imports.iter().filter(|name| !is_known_import(name)).cloned())?;
-            Ok(Shape { family: outside.family().ok_or(LoadError::NoEntryPoint)?, adapt: false })
-        }
+        Encoding::Component => outside.family(),
         Encoding::Module => {
-            refuse_unknown(outside.imports.iter().filter(|name| !preview1_functions().contains(*name)).cloned())?;
-            if !outside.exports.contains("_start") {
-                return Err(LoadError::NoEntryPoint);
-            }
-            Ok(Shape { family: Family { entry: EntryPoint::Command, wasi: Wasi::P2 }, adapt: true })
+            let command = Family { entry: EntryPoint::Command, wasi: Wasi::P2 };
+            outside.exports.contains("_start").then_some(command)
         }
     }
 }
 
-fn refuse_unknown(names: impl Iterator<Item = String>) -> Result<(), LoadError> {
-    let names: BTreeSet<String> = names.collect();
-    if names.is_empty() { Ok(()) } else { Err(LoadError::UnknownImport { names: names.into_iter().collect() }) }
+/// How the program is entered, if it can be.
+pub(crate) fn entry_of(outside: &Outside) -> Option<EntryPoint> {
+    family_of(outside).map(|family| family.entry)
 }
 
 /// What the file is instead of WebAssembly, if it is something else.
@@ -168,6 +192,12 @@ fn foreign(wasm: &[u8]) -> Option<String> {
     Some(match wasm {
         [] => "the file is empty".to_owned(),
         [0, b'a', b's', b'm', ..] => return None,
+        // Wasmtime's compiled code is an ELF file of an operating system that it has given a number of its own.
+        [0x7f, b'E', b'L', b'F', _, _, _, 200, ..] => {
+            "it is code compiled ahead of time (`.cwasm`), which fits one engine and one processor; push the `.wasm` \
+             that it was made from"
+                .to_owned()
+        }
         [0x7f, b'E', b'L', b'F', ..] => "it is a Linux executable; build it for the target `wasm32-wasip2`".to_owned(),
         [0x1f, 0x8b, ..] => "it is a gzip archive; the layer of an image is the bare `.wasm` file".to_owned(),
         _ if text.starts_with("(module") || text.starts_with("(component") => {
@@ -186,10 +216,10 @@ fn damaged(error: &wasmparser::BinaryReaderError, len: usize) -> String {
 }
 
 /// The names on the outermost level of a module or component. Imports of a module are `module.name`.
-struct Outside {
-    encoding: Encoding,
-    imports: BTreeSet<String>,
-    exports: BTreeSet<String>,
+pub(crate) struct Outside {
+    pub(crate) encoding: Encoding,
+    pub(crate) imports: BTreeSet<String>,
+    pub(crate) exports: BTreeSet<String>,
 }
 
 impl Outside {
@@ -207,6 +237,14 @@ impl Outside {
         .find_map(|(interface, entry, wasi)| exports(interface).then_some((entry, wasi)))?;
         let imported = self.imports.iter().filter_map(|name| Wasi::of(name)).max();
         Some(Family { entry, wasi: imported.map_or(of, |imported| imported.max(of)) })
+    }
+
+    /// Reads a file that may be anything.
+    pub(crate) fn read_program(wasm: &[u8]) -> Result<Self, LoadError> {
+        match foreign(wasm) {
+            Some(detail) => Err(LoadError::NotWasm { detail }),
+            None => Self::read(wasm).map_err(|e| LoadError::NotWasm { detail: damaged(&e, wasm.len()) }),
+        }
     }
 
     fn read(wasm: &[u8]) -> Result<Self, wasmparser::BinaryReaderError> {

@@ -111,6 +111,7 @@ fn spec(args: &[&str]) -> ContainerSpec {
         node: "n1".to_owned(),
         labels: [("app".to_owned(), "test".to_owned())].into(),
         stores: None,
+        core_dump: None,
         hostname: "pod".to_owned(),
         stdin: false,
         tty: false,
