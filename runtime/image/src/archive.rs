@@ -3,10 +3,12 @@
 //! Layers are read as streams, twice: to learn which files there are when all lie over each other, and to take one out.
 //! Nothing else of them is unpacked. What they claim about sizes is not believed.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use dhow_files::{Access, NewFile};
 use flate2::read::MultiGzDecoder;
@@ -21,12 +23,14 @@ use crate::manifest::{clean, hex_of};
 pub(crate) struct Limits {
     /// Bytes that its program may have.
     program_bytes: u64,
-    /// Bytes that one layer may unpack to: far above what an image that was made for one program has.
+    /// Bytes that its layers may unpack to: far above what an image that was made for one program has.
     unpacked_bytes: u64,
 }
 
 /// The limits of every image.
 pub(crate) const LIMITS: Limits = Limits { program_bytes: IMAGE_BYTES_MAX, unpacked_bytes: 4 * IMAGE_BYTES_MAX };
+/// Bytes of a header that describes another one: a long name, or extended attributes. They are read into memory.
+const HEADER_BYTES_MAX: u64 = 1 << 20;
 /// Files that all layers of an image may have.
 const FILES_MAX: usize = 100_000;
 /// A file of this prefix in a layer takes away the file of the rest of its name from those below it…
@@ -68,7 +72,7 @@ pub(crate) fn extract(
         None => only_program(&files, program)?,
     };
     let layer = &layers[files[&path]];
-    let mut archive = open(layer, limits)?;
+    let mut archive = open(layer, &Budget::new(limits))?;
     for entry in archive.entries().map_err(broken)? {
         let entry = entry.map_err(broken)?;
         if name_of(&entry)? == path && entry.header().entry_type().is_file() {
@@ -90,10 +94,11 @@ pub(crate) struct Extracted {
 fn visible(layers: &[PathBuf], limits: Limits) -> Result<BTreeMap<String, usize>, ArchiveError> {
     let mut files = BTreeMap::new();
     let (mut hidden, mut opaque) = (BTreeSet::new(), BTreeSet::new());
-    let mut count = 0;
+    let (mut count, budget) = (0, Budget::new(limits));
     for (at, layer) in layers.iter().enumerate().rev() {
         let (mut hides, mut covers, mut adds) = (Vec::new(), Vec::new(), Vec::new());
-        for entry in open(layer, limits)?.entries().map_err(broken)? {
+        check_headers(layer, &budget)?;
+        for entry in open(layer, &budget)?.entries().map_err(broken)? {
             let entry = entry.map_err(broken)?;
             count += 1;
             if count > FILES_MAX {
@@ -165,7 +170,23 @@ fn copy(mut from: impl Read, dir: &Path, limits: Limits) -> Result<Extracted, Ar
     Ok(Extracted { file, path, digest: hex_of(&hash.finalize()), size })
 }
 
-fn open(layer: &Path, limits: Limits) -> Result<tar::Archive<Bounded>, ArchiveError> {
+/// Refuses headers that would fill the memory when they are read.
+fn check_headers(layer: &Path, budget: &Budget) -> Result<(), ArchiveError> {
+    for entry in open(layer, budget)?.entries().map_err(broken)?.raw(true) {
+        let entry = entry.map_err(broken)?;
+        let kind = entry.header().entry_type();
+        let describes = kind.is_gnu_longname()
+            || kind.is_gnu_longlink()
+            || kind.is_pax_local_extensions()
+            || kind.is_pax_global_extensions();
+        if describes && entry.size() > HEADER_BYTES_MAX {
+            return Err(ArchiveError::Image(format!("a header of it has {} bytes", entry.size())));
+        }
+    }
+    Ok(())
+}
+
+fn open(layer: &Path, budget: &Budget) -> Result<tar::Archive<Bounded>, ArchiveError> {
     let mut file = File::open(layer)?;
     let mut magic = [0; 4];
     let got = file.read(&mut magic)?;
@@ -178,23 +199,37 @@ fn open(layer: &Path, limits: Limits) -> Result<tar::Archive<Bounded>, ArchiveEr
         }
         _ => Box::new(file),
     };
-    Ok(tar::Archive::new(Bounded { inner, left: limits.unpacked_bytes, limit: limits.unpacked_bytes }))
+    Ok(tar::Archive::new(Bounded { inner, budget: budget.clone() }))
 }
 
-/// A reader that gives up where a layer unpacks to more than any honest one.
+/// What is left to unpack of the layers of one image.
+#[derive(Clone)]
+struct Budget {
+    left: Rc<Cell<u64>>,
+    limit: u64,
+}
+
+impl Budget {
+    /// Layers are read twice before a program is taken out.
+    fn new(limits: Limits) -> Self {
+        let left = Rc::new(Cell::new(limits.unpacked_bytes.saturating_mul(2)));
+        Self { left, limit: limits.unpacked_bytes }
+    }
+}
+
+/// A reader that gives up where layers unpack to more than any honest ones.
 struct Bounded {
     inner: Box<dyn Read>,
-    left: u64,
-    limit: u64,
+    budget: Budget,
 }
 
 impl Read for Bounded {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
-        self.left = self
-            .left
-            .checked_sub(read as u64)
-            .ok_or_else(|| io::Error::other(format!("it unpacks to more than {} bytes", self.limit)))?;
+        let left = self.budget.left.get().checked_sub(read as u64);
+        let left =
+            left.ok_or_else(|| io::Error::other(format!("it unpacks to more than {} bytes", self.budget.limit)))?;
+        self.budget.left.set(left);
         Ok(read)
     }
 }
@@ -288,6 +323,15 @@ mod tests {
             let why = why(&bomb, limits);
             assert!(why.contains(part), "{why}");
         }
+        let named = dir.path().join("named");
+        let mut archive = tar::Builder::new(File::create(&named).unwrap());
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(EntryType::GNULongName);
+        header.set_size(HEADER_BYTES_MAX + 1);
+        let name = vec![b'x'; HEADER_BYTES_MAX as usize + 1];
+        archive.append_data(&mut header, "././@LongLink", &name[..]).unwrap();
+        archive.into_inner().unwrap();
+        assert_eq!(why(&named, LIMITS), "a header of it has 1048577 bytes");
         let zstd = dir.path().join("zstd");
         std::fs::write(&zstd, b"\x28\xb5\x2f\xfd...").unwrap();
         assert!(why(&zstd, LIMITS).contains("zstd"));

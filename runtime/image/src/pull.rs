@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::archive::{self, ArchiveError};
 use crate::config::{Registries, full_name};
@@ -32,6 +32,9 @@ use crate::{IMAGE_BYTES_MAX, Reference};
 const DOCUMENT_MAX: Duration = Duration::from_secs(60);
 /// How long a layer may stop coming.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// A layer comes at least this fast, on average, once it has been coming for as long as it may be silent: else a few
+/// registries that drip would take all the places of a node's pulls.
+const BYTES_PER_S_MIN: u64 = 4096;
 /// Pieces of a layer that wait for the disk; then the registry is held back.
 const PIECES_MAX: usize = 32;
 
@@ -151,8 +154,8 @@ impl From<InvalidReference> for PullError {
 /// What one pull may use.
 #[derive(Clone, Copy)]
 pub struct Sources<'a> {
-    /// The way to the cluster's own registry.
-    pub client: &'a Client,
+    /// The way to the cluster's own registry, if there is a cluster.
+    pub client: Option<&'a Client>,
     /// What the node was told about registries.
     pub registries: &'a Registries,
     /// What the Pod's pull secrets hold.
@@ -201,7 +204,8 @@ pub(crate) async fn fetch(store: &Store, sources: Sources<'_>, reference: &Refer
     let keys = sources.registries.keys(&full);
     let pull = |from| Pull { store, name: &name, reference, repository: &repository, keys, from };
     let Some(registry) = &reference.registry else {
-        return pull(Source::Cluster(sources.client)).run().await;
+        let nowhere = || PullError::Unreachable { name: name.clone(), detail: "there is no cluster to ask".to_owned() };
+        return pull(Source::Cluster(sources.client.ok_or_else(nowhere)?)).run().await;
     };
     let places = sources.registries.endpoints(registry, &full);
     let mut last = None;
@@ -269,8 +273,8 @@ impl Pull<'_> {
         if self.reference.digest.as_ref().is_some_and(|asked| *asked != digest) {
             return Err(self.corrupt("its manifest does not have the digest that it was asked by"));
         }
-        let document: Document =
-            serde_json::from_slice(&bytes).map_err(|err| self.corrupt(format!("its manifest: {err}")))?;
+        let document: Document = serde_json::from_slice(&bytes)
+            .map_err(|_| self.corrupt("its manifest is neither an image's nor an index"))?;
         let index = match document {
             Document::Manifest(manifest) => return Ok((digest, manifest)),
             Document::Index(index) => index,
@@ -401,8 +405,12 @@ impl Pull<'_> {
             }
             Ok((file, hash.finalize()))
         });
-        let mut size = 0_u64;
+        let (mut size, began) = (0_u64, Instant::now());
         let broke = loop {
+            let elapsed = began.elapsed();
+            if elapsed > SILENCE_MAX && size < elapsed.as_secs() * BYTES_PER_S_MIN {
+                break Some(format!("a layer comes too slowly: {size} bytes in {} s", elapsed.as_secs()));
+            }
             match timeout(SILENCE_MAX, body.frame()).await {
                 Ok(None) => break None,
                 Ok(Some(Ok(frame))) => {

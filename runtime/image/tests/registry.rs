@@ -59,7 +59,9 @@ async fn get(
     allow_files: bool,
 ) -> Result<Image, PullError> {
     let (registries, secrets) = (Registries::default(), Keyring::default());
-    store.pull(name, policy, Sources { client, registries: &registries, secrets: &secrets, allow_files }).await
+    store
+        .pull(name, policy, Sources { client: Some(client), registries: &registries, secrets: &secrets, allow_files })
+        .await
 }
 
 #[tokio::test]
