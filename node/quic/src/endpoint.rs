@@ -4,7 +4,9 @@ use crate::connection::Connection;
 use crate::error::QuicError;
 use crate::tls::Tls;
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, TransportConfig, VarInt};
+use quinn::{
+    ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt,
+};
 use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
 use std::io;
@@ -25,6 +27,9 @@ pub(crate) const STREAMS_START: u32 = 256;
 const STREAM_WINDOW: u32 = 1024 * 1024;
 const LINK_WINDOW: u32 = 32 * 1024 * 1024;
 const SEND_WINDOW: u64 = 8 * 1024 * 1024;
+/// The largest packet that is tried: larger ones than Ethernet's are found on loopback and on networks with jumbo frames,
+/// and cost the same work as small ones. quinn hands the kernel up to ten packets at once, which may not take 64 KiB.
+const PACKET_BYTES_MAX: u16 = 6_500;
 /// The kernel's buffers for the port; it gives less if its own limit is lower.
 const SOCKET_BYTES: usize = 4 * 1024 * 1024;
 /// A control node that says nothing for so long is given up: a new leader is there by then, and a fresh link tells more
@@ -163,6 +168,7 @@ fn endpoint_config(tls: &Tls) -> EndpointConfig {
     let secret = hmac::Key::new(hmac::HMAC_SHA256, tls.key_pem.as_bytes());
     let reset_key = hmac::sign(&secret, b"dhow quic stateless reset");
     let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, reset_key.as_ref())));
+    config.max_udp_payload_size(PACKET_BYTES_MAX).expect("more than the least that QUIC asks for");
     config.cid_generator(|| Box::new(RandomIds(SystemRandom::new())));
     config
 }
@@ -199,6 +205,8 @@ fn server_config(tls: &Tls) -> Result<quinn::ServerConfig, QuicError> {
 /// The shorter of both sides' `idle` counts.
 fn transport(idle: Duration, keep_alive: Duration) -> TransportConfig {
     let mut transport = TransportConfig::default();
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(PACKET_BYTES_MAX);
     transport
         .max_idle_timeout(Some(IdleTimeout::try_from(idle).expect("half a minute is a timeout")))
         .keep_alive_interval(Some(keep_alive))
@@ -206,7 +214,8 @@ fn transport(idle: Duration, keep_alive: Duration) -> TransportConfig {
         .max_concurrent_uni_streams(0u32.into())
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(LINK_WINDOW.into())
-        .send_window(SEND_WINDOW);
+        .send_window(SEND_WINDOW)
+        .mtu_discovery_config(Some(discovery));
     transport
 }
 

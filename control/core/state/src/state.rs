@@ -268,18 +268,19 @@ impl State {
             if txn.ops.len() > 1 && !seen.insert(op.key()) {
                 return Err(malformed(Malformed::Repeated));
             }
-            let old = self.get(op.key());
+            let key = self.shared(op.key().clone());
+            let old = self.get(&key);
             check(op, old)?;
             let read = |value| parsed.map_or_else(|| Parsed::read(&op.key().resource, value).map_err(malformed), Ok);
             steps.push(match (op, old) {
-                (Op::Put { key, value, expires, .. }, _) => {
-                    Step::Put(Object::at(self.shared(key), revision, value, read(value)?, *expires))
+                (Op::Put { value, expires, .. }, _) => {
+                    Step::Put(Object::at(key, revision, value, read(value)?, *expires))
                 }
                 (Op::Delete { last: Some(last), .. }, Some(old)) => {
                     Step::Delete(Object::at(old.key.clone(), revision, last, read(last)?, None))
                 }
                 (Op::Delete { last: None, .. }, Some(old)) => Step::Delete(old.deleted_at(revision)),
-                (Op::Delete { key, .. }, None) => return Err(Rejected::Missing { key: key.clone() }),
+                (Op::Delete { .. }, None) => return Err(Rejected::Missing { key }),
             });
         }
         Ok(steps)
@@ -299,25 +300,28 @@ impl State {
     }
 
     fn insert(&mut self, mut object: Object) -> (Option<Arc<Object>>, Arc<Object>) {
-        let old = self.remove(&object.key);
-        let namespaces = self.counts.entry(object.key.resource.clone()).or_default();
-        *namespaces.entry(object.key.namespace.clone()).or_default() += 1;
-        object.key = self.shared(&object.key);
+        object.key = self.shared(object.key);
         let new = Arc::new(object);
         self.sum = self.sum.wrapping_add(new.hash());
+        let old = self.objects.replace(Entry(new.clone())).map(|Entry(old)| old);
+        match &old {
+            Some(old) => self.forget(old),
+            None => self.count_one(&new.key),
+        }
         if let Some(expires) = new.expires {
             self.expiring.insert((expires, new.key.clone()));
         }
-        self.objects.insert(Entry(new.clone()));
         (old, new)
+    }
+
+    fn count_one(&mut self, key: &Key) {
+        let namespaces = self.counts.entry(key.resource.clone()).or_default();
+        *namespaces.entry(key.namespace.clone()).or_default() += 1;
     }
 
     fn remove(&mut self, key: &Key) -> Option<Arc<Object>> {
         let Entry(old) = self.objects.take(key)?;
-        self.sum = self.sum.wrapping_sub(old.hash());
-        if let Some(expires) = old.expires {
-            self.expiring.remove(&(expires, old.key.clone()));
-        }
+        self.forget(&old);
         if let Some(namespaces) = self.counts.get_mut(&key.resource)
             && let Some(count) = namespaces.get_mut(&key.namespace)
         {
@@ -329,11 +333,19 @@ impl State {
         Some(old)
     }
 
+    /// Takes an object out of what the set does not say.
+    fn forget(&mut self, old: &Object) {
+        self.sum = self.sum.wrapping_sub(old.hash());
+        if let Some(expires) = old.expires {
+            self.expiring.remove(&(expires, old.key.clone()));
+        }
+    }
+
     /// The key with the names that the state holds already, so that a thousand pods share one `pods`.
-    fn shared(&self, key: &Key) -> Key {
-        let Some((resource, namespaces)) = self.counts.get_key_value(&key.resource) else { return key.clone() };
+    fn shared(&self, key: Key) -> Key {
+        let Some((resource, namespaces)) = self.counts.get_key_value(&key.resource) else { return key };
         let namespace = namespaces.get_key_value(&key.namespace).map_or(&key.namespace, |(namespace, _)| namespace);
-        Key { resource: resource.clone(), namespace: namespace.clone(), name: key.name.clone() }
+        Key { resource: resource.clone(), namespace: namespace.clone(), name: key.name }
     }
 }
 

@@ -131,6 +131,6 @@ fn removal(ctx: &Context<'_>, kind: &Kind, old: &Object, last: Tree) -> Result<P
         return Ok(Plan::answer(reply, 200));
     }
     let given_back = claims::changes(ctx, kind, Some(&last), None);
-    let op = Op::Delete { key: old.key.clone(), expect: Expect::At(old.revision), last: Some(encode(last)?) };
+    let op = Op::Delete { key: old.key.clone(), expect: Expect::At(old.revision), last: Some(encode(&last)?) };
     Ok(Plan::write(op, reply, 200).with(given_back))
 }

@@ -16,7 +16,7 @@ pub use create::create;
 pub use delete::{delete, remove};
 pub use pod::{bind, evict};
 pub use scale::{SCALE_SCHEMA, patch_scale, scale_of, update_scale};
-pub use update::{Patch, finalize, patch, update, update_status};
+pub use update::{Part, Patch, finalize, patch, update, update_ephemeral, update_status};
 
 use bytes::Bytes;
 use dhow_api::Tree;
@@ -201,10 +201,9 @@ fn existing(ctx: &Context<'_>, kind: &Kind, name: Name<'_>) -> Result<Arc<Object
     ctx.view.get(&key_of(kind, name)).ok_or_else(|| ApiError::not_found(&kind.resource(), name.name))
 }
 
-/// The bytes that the store takes: the object without its revision, which the store puts in.
-fn encode(mut tree: Tree) -> Result<Bytes, ApiError> {
-    meta::remove(&mut tree, "metadata.resourceVersion");
-    let bytes = serde_json::to_vec(&tree).map_err(|error| ApiError::internal(error.to_string()))?;
+/// The bytes that the store takes. It puts the revision in, in the place of one that is there.
+fn encode(tree: &Tree) -> Result<Bytes, ApiError> {
+    let bytes = serde_json::to_vec(tree).map_err(|error| ApiError::internal(error.to_string()))?;
     if bytes.len() > OBJECT_BYTES_MAX {
         return Err(ApiError::too_large(OBJECT_BYTES_MAX));
     }
@@ -216,7 +215,7 @@ const EVENT_KEPT_MS: u64 = 3600 * 1000;
 
 fn put(ctx: &Context<'_>, kind: &Kind, key: Key, tree: &Tree, expect: Expect) -> Result<Op, ApiError> {
     let expires = (kind.kind == "Event").then(|| ctx.now + EVENT_KEPT_MS);
-    Ok(Op::Put { key, value: encode(tree.clone())?, expect, expires })
+    Ok(Op::Put { key, value: encode(tree)?, expect, expires })
 }
 
 /// Whether an update says only that its holder is still there. There is one every few seconds for each node, and nothing

@@ -16,13 +16,15 @@ use dhow_types::Rng;
 
 /// What of an object a write may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
+pub enum Part {
     /// All but the status.
     Main,
     /// Only the status.
     Status,
     /// A namespace's `spec.finalizers`.
     Finalize,
+    /// A pod's `spec.ephemeralContainers`.
+    Ephemeral,
 }
 
 /// Plans the replacement of an object; a kind that allows it is created if it is not there.
@@ -47,6 +49,14 @@ pub fn update_status(ctx: &Context<'_>, kind: &Kind, name: Name<'_>, mut tree: T
     write(ctx, kind, &old, &old.tree(), tree, Part::Status)
 }
 
+/// Plans the replacement of a pod's ephemeral containers, to which only new ones may be added.
+pub fn update_ephemeral(ctx: &Context<'_>, kind: &Kind, name: Name<'_>, mut tree: Tree) -> Result<Plan, ApiError> {
+    settle(&mut tree, kind, name)?;
+    let old = existing(ctx, kind, name)?;
+    check_version(kind, &tree, &old)?;
+    write(ctx, kind, &old, &old.tree(), tree, Part::Ephemeral)
+}
+
 /// Plans the replacement of a namespace's `spec.finalizers`; without any, a deleted namespace goes.
 pub fn finalize(ctx: &Context<'_>, kind: &Kind, name: Name<'_>, mut tree: Tree) -> Result<Plan, ApiError> {
     settle(&mut tree, kind, name)?;
@@ -64,11 +74,11 @@ pub struct Patch<'a> {
     pub body: &'a Tree,
     /// What to do about unknown fields in the result.
     pub validation: Validation,
-    /// Whether it is a patch of the status.
-    pub of_status: bool,
+    /// What of the object it may change.
+    pub of: Part,
 }
 
-/// Plans a patch of an object or of its status.
+/// Plans a patch of an object or of a part of it.
 pub fn patch(ctx: &Context<'_>, kind: &Kind, name: Name<'_>, patch: Patch<'_>) -> Result<Plan, ApiError> {
     let old = existing(ctx, kind, name)?;
     let old_tree = old.tree();
@@ -81,8 +91,7 @@ pub fn patch(ctx: &Context<'_>, kind: &Kind, name: Name<'_>, patch: Patch<'_>) -
     settle_type(&mut new, kind)?;
     settle_namespace(&mut new, kind, name.namespace)?;
     check_version(kind, &new, &old)?;
-    let part = if patch.of_status { Part::Status } else { Part::Main };
-    let mut plan = write(ctx, kind, &old, &old_tree, new, part)?;
+    let mut plan = write(ctx, kind, &old, &old_tree, new, patch.of)?;
     plan.warnings = warnings;
     Ok(plan)
 }
@@ -160,6 +169,12 @@ fn write(
             (kind.prepare_status)(&mut new, old_tree);
             kind.check_update(&new, old_tree)?;
         }
+        Part::Ephemeral => {
+            (kind.prepare_ephemeral)(&mut new, old_tree);
+            (kind.default)(&mut new);
+            (kind.prepare_update)(&mut new, old_tree);
+            kind.check_ephemeral(&new, old_tree)?;
+        }
         Part::Finalize => {
             let finalizers = meta::at(&new, "spec.finalizers").cloned();
             new = old_tree.clone();
@@ -176,11 +191,8 @@ fn write(
 fn store(ctx: &Context<'_>, kind: &Kind, old: &Object, old_tree: &Tree, new: Tree) -> Result<Plan, ApiError> {
     let is_over = meta::is_deleting(&new) && meta::int(&new, "metadata.deletionGracePeriodSeconds").unwrap_or(0) == 0;
     if is_over && !is_held(kind, &new) {
-        let op = Op::Delete {
-            key: old.key.clone(),
-            expect: Expect::At(old.revision),
-            last: Some(super::encode(new.clone())?),
-        };
+        let op =
+            Op::Delete { key: old.key.clone(), expect: Expect::At(old.revision), last: Some(super::encode(&new)?) };
         let given_back = claims::changes(ctx, kind, Some(old_tree), None);
         let plan = Plan::write(op, Reply::Tree(new.clone()), 200).with(given_back);
         return Ok(if ctx.dry_run { plan.dry(new) } else { plan });
