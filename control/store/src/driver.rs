@@ -136,6 +136,8 @@ pub(crate) struct Work {
     reading: Option<(ReadId, Vec<Reply<Revision>>)>,
     /// Those who came later: the next read is theirs.
     readers: Vec<Reply<Revision>>,
+    /// Writes that wait until the object database has caught up. The room that each holds bounds them.
+    held: Vec<Write>,
     lazy: Vec<Write>,
     lazy_due: Option<Instant>,
     next_id: u64,
@@ -196,7 +198,10 @@ impl Driver {
             match self.next_event().await {
                 Event::Wake => self.wake(),
                 Event::Logged => self.handle_logged(),
-                Event::Flushed => self.handle_flushed(),
+                Event::Flushed => {
+                    self.handle_flushed();
+                    mem::take(&mut self.work.held).into_iter().for_each(|write| round.add(write));
+                }
                 Event::Peer(first) => self.hear(first),
                 Event::Lazy => self.send_lazy(&mut round),
                 Event::Request(request) => self.take(request, &mut round),
@@ -295,6 +300,10 @@ impl Driver {
 
     fn play(&mut self, mut round: Round) {
         if round.writes.is_empty() {
+            return;
+        }
+        if self.flusher.is_behind() && self.work.closing.is_none() && !self.is_broken() {
+            self.work.held.append(&mut round.writes);
             return;
         }
         self.send_lazy(&mut round);
@@ -443,7 +452,7 @@ impl Driver {
                 Request::Transfer(_) | Request::Status(_) => {}
             }
         }
-        for write in mem::take(&mut self.work.lazy) {
+        for write in mem::take(&mut self.work.lazy).into_iter().chain(mem::take(&mut self.work.held)) {
             let _ = write.reply.send(Err(error.clone()));
         }
         self.end_database();

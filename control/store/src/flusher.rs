@@ -32,6 +32,14 @@ const PATIENCE: u32 = 15;
 /// new ones before it frees the old.
 const FREE_BYTES_MIN: u64 = 32 << 20;
 
+/// How much the thread steps back (as `nice` counts) where there are more threads than processors: nobody waits for it,
+/// so it takes what they leave. It cannot fall behind for long: see [`BEHIND_BYTES_MAX`].
+const NICENESS: libc::c_int = 15;
+
+/// Changed text that is not flushed yet, with what is being flushed: beyond it new writes wait, which leaves the
+/// processor and the disk to the flush. A start would replay as much of the log, for some seconds.
+const BEHIND_BYTES_MAX: usize = 256 << 20;
+
 /// The replica's end.
 #[derive(Debug)]
 pub(crate) struct Flusher {
@@ -53,7 +61,7 @@ struct Shared {
     pending: Mutex<Pending>,
     /// Something was added, or the end has come.
     changed: Condvar,
-    /// Something was flushed, or failed to be.
+    /// Something was flushed, or failed to be, or was put off.
     done: Notify,
 }
 
@@ -61,6 +69,8 @@ struct Shared {
 struct Pending {
     dirty: Dirty,
     bytes: usize,
+    /// What is being flushed.
+    taken: usize,
     /// Where `dirty` leads; `None` if there is nothing to flush.
     target: Option<Checkpoint>,
     /// An image that shall take the place of the database.
@@ -86,9 +96,9 @@ impl Flusher {
         let shared = Arc::new(Shared { pending: Mutex::default(), changed: Condvar::new(), done: Notify::new() });
         let worker = shared.clone();
         let work = move || {
+            step_back();
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| worker.run(objects, &disk))) {
-                worker.lock().result = Some(Err(format!("its thread panicked: {}", panic_text(&*panic))));
-                worker.done.notify_one();
+                worker.report(Err(format!("its thread panicked: {}", panic_text(&*panic))));
             }
         };
         let thread = std::thread::Builder::new().name("dhow-objects".into()).spawn(work)?;
@@ -132,6 +142,12 @@ impl Flusher {
         self.shared.lock().result.take()
     }
 
+    /// Whether so much is not flushed that new writes had better wait for the next [`result`](Flusher::result).
+    pub(crate) fn is_behind(&self) -> bool {
+        let pending = self.shared.lock();
+        pending.taken > 0 && pending.bytes + pending.taken > BEHIND_BYTES_MAX
+    }
+
     /// Flushes what is left and ends the thread.
     pub(crate) fn stop(&mut self) -> Option<Result<Flushed, String>> {
         self.shared.lock().stop = true;
@@ -142,6 +158,14 @@ impl Flusher {
             return Some(Err("the thread of the object database panicked".into()));
         }
         self.result()
+    }
+}
+
+/// Lowers the priority of the thread that calls.
+fn step_back() {
+    // SAFETY: no memory is involved. In Linux, zero means the calling thread.
+    if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) } != 0 {
+        tracing::debug!("the thread of the object database keeps its priority");
     }
 }
 
@@ -195,7 +219,9 @@ impl Shared {
     }
 
     fn report(&self, result: Result<Flushed, String>) {
-        self.lock().result = Some(result);
+        let mut pending = self.lock();
+        (pending.result, pending.taken) = (Some(result), 0);
+        drop(pending);
         self.done.notify_one();
     }
 
@@ -222,6 +248,7 @@ impl Shared {
         }
         let target = pending.target.take()?;
         let (dirty, bytes) = (std::mem::take(&mut pending.dirty), std::mem::take(&mut pending.bytes));
+        pending.taken = bytes;
         Some(Taken { work: Work::Flush(dirty, target), bytes, stop })
     }
 
@@ -241,6 +268,9 @@ impl Shared {
                 pending.target.get_or_insert(target);
             }
         }
+        pending.taken = 0;
+        drop(pending);
+        self.done.notify_one();
     }
 }
 

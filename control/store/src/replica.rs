@@ -135,8 +135,8 @@ pub struct Config {
     pub start: Start,
     /// Votes and keeps the end of the log, and holds no objects.
     pub witness: bool,
-    /// The size of a log segment. The log takes at least two of them once it has grown; 64 MiB by default, so that a
-    /// new one is rare and the disk of a small device can still hold three.
+    /// The size of a log segment. The log takes three of them once it has grown; 16 MiB by default: more than the largest
+    /// frame, and little for the disk of a small device, which is given as many zeros ahead of the need.
     pub segment_bytes: u64,
     /// How long changes gather before the object database is brought up to date; up to fifteen times as long if they
     /// are few. About as much log is replayed by a start.
@@ -158,7 +158,7 @@ impl Config {
             member: 1,
             start: Start::New,
             witness: false,
-            segment_bytes: 64 << 20,
+            segment_bytes: 16 << 20,
             flush_every: Duration::from_secs(2),
             load_patience: Duration::from_secs(60),
             history_max: HistoryMax::default(),

@@ -64,8 +64,11 @@ pub(crate) const ENTRY_OVERHEAD: usize = 64;
 /// What a frame takes beside its entries: the other records that may come with them.
 const FRAME_OVERHEAD: usize = 512;
 
-/// The first segment of a new store is small, so that a fresh cluster starts without writing 64 MiB of zeros.
+/// The first segment of a new store is small, so that a fresh cluster starts without writing 16 MiB of zeros.
 const FIRST_SEGMENT_BYTES: u64 = 4 << 20;
+
+/// How many zeros are given to the disk at once while a segment is made.
+const ZEROS_BETWEEN_SYNCS: u64 = 1 << 20;
 
 /// A buffer that grew beyond this for one large frame is not kept: an idle store is small.
 const FRAME_BUFFER_KEPT: usize = 1 << 20;
@@ -463,6 +466,10 @@ fn zeros(path: &Path, bytes: u64) -> io::Result<File> {
         let part = (bytes - at).min(block.len() as u64);
         file.write_all_at(&block[..part as usize], at)?;
         at += part;
+        // Piece by piece, so that a group commit that comes in between waits for no more than one.
+        if at % ZEROS_BETWEEN_SYNCS == 0 {
+            file.sync_data()?;
+        }
     }
     file.sync_all()?;
     Ok(file)
