@@ -18,7 +18,7 @@ pub static NODE: Kind = Kind {
     short_names: &["no"],
     namespaced: false,
     schema: "io.k8s.api.core.v1.Node",
-    subresources: &[Subresource::Status],
+    subresources: &[Subresource::Status, Subresource::Proxy],
     default: |tree| {
         defaults::canonical(tree, "status.capacity");
         if meta::at(tree, "status.allocatable").is_none()

@@ -1,0 +1,4 @@
+;; Computes for ever and waits for nothing.
+(module
+  (memory (export "memory") 1)
+  (func (export "_start") (loop (br 0))))
