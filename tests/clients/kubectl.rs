@@ -37,6 +37,7 @@ fn kubectl_works_unchanged() {
     twins::apply_does_the_same(&cluster, &client.program);
     scales_and_rolls_out(&client);
     follows_logs_and_forwards_ports(&client);
+    keeps_data(&client);
     creates_by_command(&client);
     refuses_bad_input(&client);
     deletes(&client);
@@ -104,6 +105,41 @@ impl Drop for Background {
 
 fn words(line: &str) -> Vec<&str> {
     line.split_whitespace().collect()
+}
+
+fn keeps_data(client: &Kubectl<'_>) {
+    let manifest = client.cluster.sample("samples/visits/visits.yaml");
+    client.ok(&format!("apply -f {manifest}"));
+    client.ok("rollout status deployment/visits --timeout=60s");
+    let port = client.cluster.node_port("visits");
+    assert!(http_get(port, "/").contains("visit 1\n"));
+    let pod = client.ok("get pods -l app=visits -o name");
+    client.ok(&format!("delete {pod}"));
+    client.ok("wait --for=condition=Available deployment/visits --timeout=60s");
+    assert!(http_get(port, "/").contains("visit 2\n"), "another pod finds what the first one left");
+
+    let shown = client.ok("get pv,pvc,sc");
+    let line = |start: &str| {
+        let found = shown.lines().find(|line| line.starts_with(start));
+        found.unwrap_or_else(|| panic!("no {start} in {shown}")).split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let claim = line("persistentvolumeclaim/visits");
+    assert!(claim.contains("Bound pvc-") && claim.contains("10Mi RWO local <unset>"), "{claim}");
+    let volume = line("persistentvolume/pvc-");
+    assert!(volume.contains("10Mi RWO Delete Bound default/visits local <unset>"), "{volume}");
+    let class = line("storageclass.storage.k8s.io/local");
+    assert!(class.contains("(default) dhow.dev/local Delete WaitForFirstConsumer false"), "{class}");
+    let described = client.ok("describe pvc visits");
+    assert!(described.contains("Status:        Bound") && described.contains("ProvisioningSucceeded"), "{described}");
+    assert!(described.contains("Used By:       visits-"), "{described}");
+    let described = client.ok("describe pv");
+    assert!(described.contains("kubernetes.io/hostname in [dhow-1]"), "{described}");
+    client.ok("describe sc local");
+    client.ok(&format!("delete -f {manifest}"));
+    eventually(|| match client.ok("get pv -o name") {
+        left if left.is_empty() => Ok(()),
+        left => Err(left),
+    });
 }
 
 fn find_kubectl() -> Option<(String, u32)> {

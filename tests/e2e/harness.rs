@@ -108,6 +108,7 @@ impl Cluster {
             ("samples/echo-tcp/echo-tcp.wasm", "echo-tcp:1.0"),
             ("samples/guestbook/guestbook-frontend.wasm", "guestbook-frontend:1.0"),
             ("samples/guestbook/guestbook-store.wasm", "guestbook-store:1.0"),
+            ("samples/visits/visits.wasm", "visits:1.0"),
         ] {
             self.dhow(&["push", file, image]);
         }

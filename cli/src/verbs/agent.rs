@@ -26,6 +26,9 @@ pub(crate) struct Args {
     /// Let pods name Wasm files of this machine as images (file:///…)
     #[arg(long)]
     allow_file_images: bool,
+    /// Let pods mount what lies below this directory of this machine (hostPath); can be given several times
+    #[arg(long = "allow-host-path", value_name = "DIR")]
+    allow_host_paths: Vec<PathBuf>,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
@@ -37,6 +40,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let mut config = dhow_node::Config::new(&name, joined, data_dir, args.node_ip);
     config.node_port_ip = Some(args.node_ip);
     config.allow_file_images = args.allow_file_images;
+    config.allow_host_paths = args.allow_host_paths;
     let node = Node::start(config).await.with_context(|| format!("starting node `{name}`"))?;
     output::line(format!("ready: node {name}"));
     signals::stop_requested().await.context("waiting for signals")?;

@@ -30,8 +30,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// Whether `file://` images may be run.
     pub allow_file_images: bool,
-    /// Whether pods may mount `hostPath` volumes.
-    pub allow_host_paths: bool,
+    /// Directories of the host below which pods may mount what they name.
+    pub allow_host_paths: Vec<PathBuf>,
     /// The address under which other nodes reach this one.
     pub node_ip: IpAddr,
     /// The address on which NodePorts are opened; `None` opens none (a further agent of the same process).
@@ -60,7 +60,7 @@ impl Config {
             ca_pem,
             data_dir: data_dir.into(),
             allow_file_images: false,
-            allow_host_paths: false,
+            allow_host_paths: Vec::new(),
             node_ip,
             node_port_ip: None,
             registries: Registries::default(),

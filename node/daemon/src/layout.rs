@@ -6,7 +6,8 @@
 //! identity/                                 this node's key and certificate, the cluster's CA
 //! lock                                      the agent that the directory belongs to
 //! servers                                   the addresses of the control nodes, one a line
-//! pods/<uid>/volumes/<volume>/              volumes
+//! pods/<uid>/volumes/<volume>/              volumes that end with their pod
+//! volumes/<handle>/                         volumes that outlive pods
 //! pods/<uid>/containers/<container>/<n>/     files of attempt n alone
 //! logs/<ns>_<pod>_<uid>/<container>/<n>.log output of attempt n
 //! ```
@@ -17,6 +18,8 @@ use std::path::{Path, PathBuf};
 
 use dhow_types::Uid;
 use k8s_openapi::api::core::v1::Pod;
+
+use crate::volumes::in_memory;
 
 /// The data directory of a node.
 #[derive(Clone, Debug)]
@@ -88,6 +91,27 @@ impl Layout {
         Some(self.root.join("pods").join(component(uid.as_str())?).join("volumes").join(component(volume)?))
     }
 
+    /// A volume that outlives pods; `None` if a name could leave the directory.
+    pub(crate) fn local_volume(&self, handle: &str) -> Option<PathBuf> {
+        Some(self.root.join("volumes").join(component(handle)?))
+    }
+
+    /// A volume of a pod that is kept in memory, behind the directory of all that this agent keeps there; `None` if the
+    /// host has no such memory, or a name could leave the directory.
+    pub(crate) fn memory_volume(&self, uid: &Uid, volume: &str) -> Option<(PathBuf, PathBuf)> {
+        let root = in_memory::root(&self.root)?;
+        let dir = root.join(component(uid.as_str())?).join(component(volume)?);
+        Some((root, dir))
+    }
+
+    /// Removes what a pod kept in memory.
+    pub(crate) fn free_memory(&self, uid: &Uid) {
+        if let (Some(root), Some(uid)) = (in_memory::root(&self.root), component(uid.as_str())) {
+            let path = root.join(uid);
+            remove(in_memory::free(&root, &path), &path);
+        }
+    }
+
     /// What is made for one attempt of a container alone; `None` if a name could leave the directory.
     pub(crate) fn private(&self, uid: &Uid, container: &str, attempt: u32) -> Option<PathBuf> {
         let pod = self.root.join("pods").join(component(uid.as_str())?);
@@ -103,6 +127,7 @@ impl Layout {
 
     /// Removes everything of a pod.
     pub(crate) fn remove_pod(&self, namespace: &str, name: &str, uid: &Uid) {
+        self.free_memory(uid);
         for (dir, entry) in [("pods", uid.as_str().to_owned()), ("logs", pod_log_name(namespace, name, uid.as_str()))] {
             if let Some(entry) = component(&entry) {
                 let path = self.root.join(dir).join(entry);
@@ -125,6 +150,10 @@ impl Layout {
                 }
             }
         }
+        let in_memory = in_memory::root(&self.root).and_then(|root| std::fs::read_dir(root).ok());
+        let unknown = |name: &std::ffi::OsStr| name.to_str().is_some_and(|uid| !known.contains(uid));
+        let entries = in_memory.into_iter().flatten().flatten();
+        orphans.extend(entries.filter(|entry| unknown(&entry.file_name())).map(|entry| entry.path()));
         orphans
     }
 }

@@ -16,7 +16,7 @@ use dhow_pki::Identity;
 use dhow_quic::{Endpoint, Fabric, KubeletStream, QuicError, Tls};
 use dhow_switch::{NodePortEvent, NodePorts, Switch};
 use dhow_tasks::{Stop, Tasks};
-use dhow_types::{Chain, NodeName};
+use dhow_types::{Chain, NodeName, Uid};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::config::addresses_of;
@@ -27,8 +27,11 @@ use crate::layout::Layout;
 use crate::objects::ObjectReader;
 use crate::register::{Capacity, Registration, Standing};
 use crate::renew::Renewal;
-use crate::runner::{DISK_WORK_MAX, Shared, keep_running, refresh_volumes};
+use crate::runner::{DISK_WORK_MAX, Shared, keep_running};
 use crate::sandbox::Sandboxes;
+use crate::volumes::host_path::HostPaths;
+use crate::volumes::reclaim::reclaim_volumes;
+use crate::volumes::refresh::{Refresh, refresh_volumes};
 use crate::{Config, join, kubelet, network};
 
 /// How long the tasks of one group may take to end.
@@ -132,6 +135,7 @@ impl Node {
         let (pods, serving, background) = (Tasks::new("pods"), Tasks::new("serving"), Tasks::new("background"));
         let capacity = Capacity::of_host(&data_dir);
         let (standing, stands) = watch::channel(Standing::default());
+        let (refresh, changed) = Refresh::new();
         let shared = Arc::new(Shared {
             node: name.clone(),
             host_ip: node_ip,
@@ -147,7 +151,8 @@ impl Node {
             standing,
             events: Recorder::start(&background, client.clone(), name.clone()),
             disk: Semaphore::new(DISK_WORK_MAX),
-            allow_host_paths,
+            host_paths: HostPaths::new(allow_host_paths),
+            refresh,
             allocatable_cpu_m: i64::try_from(capacity.cpus.saturating_mul(1000)).unwrap_or(i64::MAX),
             allocatable_memory: i64::try_from(capacity.allocatable_memory()).unwrap_or(i64::MAX),
         });
@@ -163,7 +168,7 @@ impl Node {
         let renewal = Renewal::new(showing, identity, ca_pem, kept, refusals);
         background.spawn("certificate", renewal.run(background.stop_token()));
         let registration = Registration { client, node: name, node_ip, quic, capacity, standing: stands, refused };
-        let run = run(shared.clone(), registration, pods.clone(), background.clone());
+        let run = run((shared.clone(), changed), registration, pods.clone(), background.clone());
         pods.spawn("start", run);
         Ok(Node { shared, pods, serving, background, endpoint, fabric, node_ports, quic, lock })
     }
@@ -235,7 +240,12 @@ fn switch_config(node: &NodeName, node_ip: IpAddr, api_server: Vec<SocketAddr>) 
 }
 
 /// Registers the node, fills the tables, then runs pods and says that the node is ready.
-async fn run(shared: Arc<Shared>, registration: Registration, pods: Tasks, background: Tasks) {
+async fn run(
+    (shared, changed): (Arc<Shared>, mpsc::Receiver<Uid>),
+    registration: Registration,
+    pods: Tasks,
+    background: Tasks,
+) {
     let stop = pods.stop_token();
     let Some(cidr) = stop.or(registration.register()).await else { return };
     let ipam = match Ipam::new(&cidr) {
@@ -256,7 +266,8 @@ async fn run(shared: Arc<Shared>, registration: Registration, pods: Tasks, backg
             return;
         }
     }
-    pods.spawn("volumes", refresh_volumes(shared.clone(), stop.clone()));
+    pods.spawn("volumes", refresh_volumes(shared.clone(), changed, stop.clone()));
+    pods.spawn("deleted volumes", reclaim_volumes(shared.clone(), stop.clone()));
     pods.spawn("runner", keep_running(shared, ipam, stop));
     let heartbeat = registration.keep(cidr, background.stop_token());
     background.spawn("heartbeat", heartbeat);

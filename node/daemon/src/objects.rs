@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use dhow_agent::env::{Entries, Objects, References};
+use dhow_agent::env::{Claimed, Entries, Objects, References};
 use dhow_api::Tree;
 use dhow_client::{Client, resource_path};
 use dhow_types::Chain;
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
+use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 
 use crate::flights::Flights;
@@ -50,7 +52,33 @@ impl ObjectReader {
                 objects.secrets.insert(name.clone(), entries);
             }
         }
+        for name in &refs.claims {
+            if let Some(claimed) = self.claim(namespace, name).await? {
+                objects.claims.insert(name.clone(), claimed);
+            }
+        }
         Ok(objects)
+    }
+
+    /// A claim and its volume. Hardly two pods have one in common: nothing is shared here.
+    async fn claim(&self, namespace: &str, name: &str) -> Result<Option<Claimed>, String> {
+        let path = resource_path("", "v1", "persistentvolumeclaims", Some(namespace), Some(name));
+        let Some(claim): Option<PersistentVolumeClaim> = self.object(&path).await? else { return Ok(None) };
+        let volume = claim.spec.as_ref().and_then(|spec| spec.volume_name.clone()).filter(|name| !name.is_empty());
+        let volume = match volume {
+            Some(name) => self.object(&resource_path("", "v1", "persistentvolumes", None, Some(&name))).await?,
+            None => None,
+        };
+        Ok(Some(Claimed { claim, volume }))
+    }
+
+    async fn object<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, String> {
+        let _permit = self.reads.acquire().await.expect("the semaphore is never closed");
+        match self.client.get(path).await {
+            Ok(tree) => serde_json::from_value(tree).map(Some).map_err(|err| format!("reading `{path}`: {err}")),
+            Err(err) if err.is(404) => Ok(None),
+            Err(err) => Err(format!("reading `{path}`: {}", Chain(&err))),
+        }
     }
 
     /// One secret, if it exists.

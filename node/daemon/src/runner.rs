@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use dhow_agent::env::{self, Place, ServiceLink};
 use dhow_agent::ipam::Ipam;
-use dhow_agent::volumes::{self, Content};
+use dhow_agent::volumes;
 use dhow_agent::{
     Agent, ContainerRef, In, Keep, Out, PodRef, ProbeKind, ProbeOutcome, PullFault, StartFault, files, spec,
 };
@@ -42,6 +42,8 @@ use crate::objects::ObjectReader;
 use crate::register::Standing;
 use crate::sandbox::{Running, Sandbox, Sandboxes};
 use crate::view::View;
+use crate::volumes::host_path::HostPaths;
+use crate::volumes::refresh::Refresh;
 use crate::{api, exec, hooks, probes, volumes as disk};
 
 /// Answers that wait for the loop. A task that finds it full waits.
@@ -56,8 +58,6 @@ const STARTS_MAX: usize = 64;
 const WRITES_MAX: usize = 48;
 /// Probes that are under way at the same time.
 const PROBES_MAX: usize = 256;
-/// How often the content of ConfigMap, Secret and other volumes is looked at again, as a kubelet does.
-const VOLUMES_EVERY: Duration = Duration::from_secs(60);
 /// Where an attempt keeps what its program stores in no volume, among the files of its own.
 const STORES: &str = "stores";
 /// The pause after a panic of the loop, so that a pod that causes one each time does not keep the node busy.
@@ -84,13 +84,14 @@ pub(crate) struct Shared {
     pub(crate) events: Recorder,
     /// Held while volumes are written.
     pub(crate) disk: Semaphore,
-    pub(crate) allow_host_paths: bool,
+    pub(crate) host_paths: HostPaths,
+    pub(crate) refresh: Refresh,
     pub(crate) allocatable_cpu_m: i64,
     pub(crate) allocatable_memory: i64,
 }
 
 impl Shared {
-    fn place(&self, pod_ip: IpAddr) -> Place {
+    pub(crate) fn place(&self, pod_ip: IpAddr) -> Place {
         Place {
             node_name: self.node.as_str().to_owned(),
             host_ip: self.host_ip,
@@ -277,6 +278,7 @@ impl Runner {
     fn pod(&mut self, pod: Arc<Pod>, out: &mut Vec<Out>) {
         if let Some(uid) = pod.metadata.uid.as_deref() {
             self.shared.sandboxes.know(&Uid::new(uid), &pod);
+            self.shared.refresh.tell(&Uid::new(uid), &pod);
             self.feed(In::Pod(pod), out);
         }
     }
@@ -396,7 +398,7 @@ fn parse(tree: &dhow_api::Tree) -> Option<Arc<Pod>> {
 // ---- sandboxes ----
 
 async fn set_up(shared: &Shared, uid: &Uid, pod: Arc<Pod>, ip: IpAddr) -> Result<(), String> {
-    let volumes = prepare_volumes(shared, uid, &pod, ip).await?;
+    let volumes = disk::set_up::set_up(shared, uid, &pod, ip).await?;
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
     let net = shared.switch.add_pod(PodIdentity {
         uid: uid.clone(),
@@ -411,73 +413,32 @@ async fn set_up(shared: &Shared, uid: &Uid, pod: Arc<Pod>, ip: IpAddr) -> Result
         net.set_hosts(hosts);
     }
     let (images, running) = (BTreeMap::new(), BTreeMap::new());
-    shared.sandboxes.insert(uid.clone(), Sandbox { pod, ip, net, volumes: Arc::new(volumes), images, running });
+    let sandbox = Sandbox { pod: pod.clone(), ip, net, volumes: Arc::new(volumes), images, running };
+    shared.sandboxes.insert(uid.clone(), sandbox);
+    shared.refresh.tell(uid, &pod);
     Ok(())
 }
 
-/// Makes the pod's volumes hold what they should; gives where each lies.
-async fn prepare_volumes(
-    shared: &Shared,
-    uid: &Uid,
-    pod: &Pod,
-    ip: IpAddr,
-) -> Result<BTreeMap<String, PathBuf>, String> {
-    if pod.spec.as_ref().is_none_or(|s| s.volumes.as_ref().is_none_or(Vec::is_empty)) {
-        return Ok(BTreeMap::new());
-    }
-    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let objects = shared.objects.fetch(namespace, &volumes::references(pod)).await?;
-    let plans = volumes::plan(pod, &shared.place(ip), &objects).map_err(|err| err.to_string())?;
-    let mut work = Vec::new();
-    for plan in plans {
-        if matches!(plan.content, Content::HostPath { .. }) && !shared.allow_host_paths {
-            let why = "hostPath volumes are not allowed on this node; use emptyDir, or start the agent with host paths allowed";
-            return Err(format!("MountVolume.SetUp failed for volume \"{}\" : {why}", plan.name));
-        }
-        let dir = shared.layout.volume(uid, &plan.name).ok_or_else(|| format!("bad volume name `{}`", plan.name))?;
-        work.push((plan, dir));
-    }
-    let _permit = shared.disk.acquire().await.expect("the semaphore is never closed");
-    let prepared = tokio::task::spawn_blocking(move || {
-        let mut prepared = BTreeMap::new();
-        for (plan, dir) in work {
-            let path = disk::prepare(&dir, &plan.content)
-                .map_err(|err| format!("MountVolume.SetUp failed for volume \"{}\" : {}", plan.name, Chain(&err)))?;
-            prepared.insert(plan.name, path);
-        }
-        Ok(prepared)
-    });
-    prepared.await.unwrap_or_else(|err| Err(format!("preparing volumes broke off: {err}")))
-}
-
 async fn tear_down(shared: &Arc<Shared>, pod: PodRef, keep: Keep) -> In {
-    shared.sandboxes.remove(&pod.uid);
+    let mut in_memory = false;
+    if let Some(sandbox) = shared.sandboxes.remove(&pod.uid) {
+        shared.refresh.tell(&pod.uid, &sandbox.pod);
+        in_memory = volumes::in_memory(&sandbox.pod);
+    }
     shared.switch.remove_pod(&pod.uid);
-    if keep == Keep::Nothing {
+    if keep == Keep::Nothing || in_memory {
         let (layout, pod) = (shared.layout.clone(), pod.clone());
-        let removed = tokio::task::spawn_blocking(move || layout.remove_pod(&pod.namespace, &pod.name, &pod.uid)).await;
+        let removed = tokio::task::spawn_blocking(move || match keep {
+            Keep::Nothing => layout.remove_pod(&pod.namespace, &pod.name, &pod.uid),
+            // Memory is not kept for a pod that has ended.
+            Keep::Files => layout.free_memory(&pod.uid),
+        });
+        let removed = removed.await;
         if let Err(err) = removed {
             tracing::error!(%err, "removing a pod's files panicked");
         }
     }
     In::SandboxRemoved(pod.uid)
-}
-
-/// Looks at changeable volumes again and again, until told to stop.
-pub(crate) async fn refresh_volumes(shared: Arc<Shared>, stop: Stop) {
-    while stop.or(tokio::time::sleep(VOLUMES_EVERY)).await.is_some() {
-        for (uid, pod, ip) in shared.sandboxes.set_up() {
-            if !volumes::changeable(&pod) {
-                continue;
-            }
-            match stop.or(prepare_volumes(&shared, &uid, &pod, ip)).await {
-                None => return,
-                Some(Ok(_)) => {}
-                // What a volume had before stays: that is better for a running program than nothing.
-                Some(Err(why)) => tracing::debug!(%uid, why, "a pod's volumes could not be refreshed"),
-            }
-        }
-    }
 }
 
 // ---- containers ----

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dhow_engine::Container;
@@ -112,6 +112,11 @@ impl Sandboxes {
         inner.known.clear();
         inner.names.clear();
         std::mem::take(&mut inner.set_up).into_keys().collect()
+    }
+
+    /// Whether a pod that is set up has this directory among its volumes.
+    pub(crate) fn uses(&self, dir: &Path) -> bool {
+        self.lock().set_up.values().any(|sandbox| sandbox.volumes.values().any(|volume| volume == dir))
     }
 
     /// Looks at a pod that is set up.

@@ -10,8 +10,14 @@ use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use dhow_agent::volumes::{Content, FilePlan, MountPlan};
+use dhow_agent::volumes::{FilePlan, MountPlan};
 use dhow_runtime_contract::Mount;
+
+pub(crate) mod host_path;
+pub(crate) mod in_memory;
+pub(crate) mod reclaim;
+pub(crate) mod refresh;
+pub(crate) mod set_up;
 
 const DATA: &str = "..data";
 const DATA_NEXT: &str = "..data_tmp";
@@ -28,8 +34,22 @@ pub(crate) enum DiskError {
         /// The path.
         path: String,
         /// What it should be.
-        wanted: String,
+        wanted: &'static str,
     },
+    /// A type of host path that no guest could use.
+    #[error("a guest cannot use a host path of type `{0}`; use Directory or File")]
+    NoSuchType(String),
+    /// Nobody has allowed the path.
+    #[error(
+        "the host path `{0}` is not allowed on this node; use emptyDir or persistentVolumeClaim, or start the agent with --allow-host-path"
+    )]
+    NotAllowed(String),
+    /// The host has no memory that looks like files.
+    #[error("this node cannot keep an emptyDir in memory; use the default medium")]
+    NoMemory,
+    /// A name that could leave the directory of volumes.
+    #[error("`{0}` cannot be the name of a volume's directory")]
+    BadName(String),
     /// Nothing is there to be mounted.
     #[error("the subPath `{0}` does not exist in the volume, and is not made where it is mounted read-only")]
     NoSubPath(String),
@@ -43,40 +63,6 @@ fn io_at(path: &Path) -> impl FnOnce(io::Error) -> DiskError + '_ {
         tracing::debug!(path = %path.display(), %source, "a volume cannot be used");
         DiskError::Io(source)
     }
-}
-
-/// Makes the volume's content be there; gives the directory to mount. An `emptyDir` is made only when it is mounted.
-pub(crate) fn prepare(dir: &Path, content: &Content) -> Result<PathBuf, DiskError> {
-    match content {
-        Content::Empty => Ok(dir.to_owned()),
-        Content::Files(files) => {
-            write_files(dir, files)?;
-            Ok(dir.to_owned())
-        }
-        Content::HostPath { path, kind } => host_path(path, kind),
-    }
-}
-
-fn host_path(path: &str, kind: &str) -> Result<PathBuf, DiskError> {
-    let found = PathBuf::from(path);
-    let wanted = match kind {
-        "DirectoryOrCreate" => {
-            fs::create_dir_all(&found).map_err(io_at(&found))?;
-            return Ok(found);
-        }
-        "FileOrCreate" => {
-            fs::OpenOptions::new().create(true).append(true).open(&found).map_err(io_at(&found))?;
-            return Ok(found);
-        }
-        "" if found.exists() => return Ok(found),
-        "Directory" if found.is_dir() => return Ok(found),
-        "File" if found.is_file() => return Ok(found),
-        "" => "file or directory",
-        "Directory" => "directory",
-        "File" => "file",
-        other => other,
-    };
-    Err(DiskError::HostPath { path: path.to_owned(), wanted: wanted.to_owned() })
 }
 
 /// Makes the files of a volume be `files`, all at one moment. Does nothing if they are.
@@ -232,6 +218,33 @@ mod tests {
         assert!(write_files(&dir, &files(&[("a", "3"), ("c", "4")])).unwrap());
         assert_eq!(visible(&dir), ["..data", "..gen2", "a", "c"]);
         assert_eq!(fs::read_to_string(dir.join("a")).unwrap(), "3");
+    }
+
+    /// Whoever goes by `..data` finds all files of one content, or, if it is replaced meanwhile, none.
+    #[test]
+    fn a_reader_never_sees_a_mix() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().to_owned();
+        write_files(&dir, &files(&[("a", "0"), ("sub/b", "0")])).unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                for round in 1..=500 {
+                    let word = round.to_string();
+                    write_files(&dir, &files(&[("a", &word), ("sub/b", &word)])).unwrap();
+                }
+                done.store(true, std::sync::atomic::Ordering::Relaxed);
+            });
+            let mut whole = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) || whole == 0 {
+                let now = dir.join(fs::read_link(dir.join(DATA)).expect("there is always a content"));
+                if let (Ok(a), Ok(b)) = (fs::read(now.join("a")), fs::read(now.join("sub/b"))) {
+                    assert_eq!(a, b);
+                    whole += 1;
+                }
+            }
+        });
+        assert_eq!(fs::read_to_string(dir.join("sub/b")).unwrap(), "500");
     }
 
     #[test]

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use dhow_api::quantity::Quantity;
-use k8s_openapi::api::core::v1::{Container, EnvVarSource, Pod, ResourceFieldSelector};
+use k8s_openapi::api::core::v1::{
+    Container, EnvVarSource, PersistentVolume, PersistentVolumeClaim, Pod, ResourceFieldSelector,
+};
 use serde_json::Value;
 
 /// The entries of a ConfigMap or a Secret.
@@ -17,22 +19,35 @@ pub struct Entries {
     pub binary: BTreeMap<String, Vec<u8>>,
 }
 
-/// Names of ConfigMaps and Secrets in the pod's namespace.
+/// Names of ConfigMaps, Secrets and claims in the pod's namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct References {
     /// ConfigMaps.
     pub config_maps: BTreeSet<String>,
     /// Secrets.
     pub secrets: BTreeSet<String>,
+    /// PersistentVolumeClaims.
+    pub claims: BTreeSet<String>,
 }
 
-/// The ConfigMaps and Secrets that were asked for and exist.
+/// The objects that were asked for and exist.
 #[derive(Clone, Debug, Default)]
 pub struct Objects {
     /// ConfigMaps by name.
     pub config_maps: BTreeMap<String, Arc<Entries>>,
     /// Secrets by name.
     pub secrets: BTreeMap<String, Arc<Entries>>,
+    /// PersistentVolumeClaims by name, with their volumes.
+    pub claims: BTreeMap<String, Claimed>,
+}
+
+/// A claim and the volume that it names.
+#[derive(Clone, Debug, Default)]
+pub struct Claimed {
+    /// The claim.
+    pub claim: PersistentVolumeClaim,
+    /// Its volume, if it has one that exists.
+    pub volume: Option<PersistentVolume>,
 }
 
 /// Where a pod runs.

@@ -1,10 +1,16 @@
 //! What the volumes of a pod hold and where containers see them.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Container, DownwardAPIVolumeFile, KeyToPath, Pod, ProjectedVolumeSource, Volume};
 
 use crate::env::{self, ConfigFault, Entries, Objects, Place, References};
+
+mod claims;
+
+pub use claims::{DATA_FINALIZER, LOCAL_DRIVER, let_go};
+use claims::{claim_name, claimed};
 
 /// One volume of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,8 +24,16 @@ pub struct VolumePlan {
 /// What a volume holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Content {
-    /// Whatever the containers write, as long as the pod exists.
-    Empty,
+    /// Whatever the containers write, as long as the pod exists; or as long as it runs, if it is kept in memory.
+    Empty {
+        /// Whether it is kept in memory.
+        in_memory: bool,
+    },
+    /// A directory of this node that outlives pods.
+    Local {
+        /// How its volume names it.
+        handle: String,
+    },
     /// These files, by relative path; replaced together when one of them changes. Read-only.
     Files(BTreeMap<String, FilePlan>),
     /// A path of the host.
@@ -74,6 +88,22 @@ pub enum VolumeFault {
         /// The missing key.
         key: String,
     },
+    /// The claim does not exist, is not bound, or is not for this pod.
+    #[error("MountVolume.SetUp failed for volume \"{volume}\" : {why}")]
+    Claim {
+        /// The volume's name in the pod.
+        volume: String,
+        /// What is wrong with the claim.
+        why: String,
+    },
+    /// `subPathExpr` names a variable that the container does not have.
+    #[error("container cannot mount volume \"{volume}\": missing value for \"{variable}\"")]
+    NoVariable {
+        /// The volume's name in the pod.
+        volume: String,
+        /// The missing variable.
+        variable: String,
+    },
     /// A path that leaves the volume.
     #[error("MountVolume.SetUp failed for volume \"{volume}\" : path `{path}` must stay inside of the volume")]
     Path {
@@ -84,7 +114,7 @@ pub enum VolumeFault {
     },
     /// A kind of volume that this node does not have.
     #[error(
-        "MountVolume.SetUp failed for volume \"{volume}\" : this node has no volumes of this type; use emptyDir, configMap, secret, downwardAPI or projected"
+        "MountVolume.SetUp failed for volume \"{volume}\" : this node has no volumes of this type; use emptyDir, configMap, secret, downwardAPI, projected or persistentVolumeClaim"
     )]
     Unsupported {
         /// The volume's name in the pod.
@@ -95,12 +125,13 @@ pub enum VolumeFault {
     NoVolume(String),
 }
 
-/// The ConfigMaps and Secrets that a pod's volumes need.
+/// The objects that a pod's volumes need.
 pub fn references(pod: &Pod) -> References {
     let mut refs = References::default();
     for volume in volumes(pod) {
         refs.config_maps.extend(volume.config_map.as_ref().map(|s| s.name.clone()));
         refs.secrets.extend(volume.secret.as_ref().and_then(|s| s.secret_name.clone()));
+        refs.claims.extend(claim_name(pod, volume));
         for source in volume.projected.iter().flat_map(|p| p.sources.iter().flatten()) {
             refs.config_maps.extend(source.config_map.as_ref().map(|s| s.name.clone()));
             refs.secrets.extend(source.secret.as_ref().map(|s| s.name.clone()));
@@ -113,6 +144,11 @@ pub fn references(pod: &Pod) -> References {
 pub fn changeable(pod: &Pod) -> bool {
     volumes(pod)
         .any(|v| v.config_map.is_some() || v.secret.is_some() || v.downward_api.is_some() || v.projected.is_some())
+}
+
+/// Whether a pod has volumes that are kept in memory.
+pub fn in_memory(pod: &Pod) -> bool {
+    volumes(pod).filter_map(|v| v.empty_dir.as_ref()).any(|dir| dir.medium.as_deref() == Some("Memory"))
 }
 
 /// What each volume of the pod holds.
@@ -128,20 +164,36 @@ pub fn mounts(pod: &Pod, container: &Container, env: &[(String, String)]) -> Res
     let mount = |m: &k8s_openapi::api::core::v1::VolumeMount| {
         let volume = volumes(pod).find(|v| v.name == m.name).ok_or_else(|| VolumeFault::NoVolume(m.name.clone()))?;
         let sub_path = match (&m.sub_path, &m.sub_path_expr) {
-            (_, Some(expr)) if !expr.is_empty() => env::expand(expr, value),
+            (_, Some(expr)) if !expr.is_empty() => expanded(&m.name, expr, value)?,
             (path, _) => path.clone().unwrap_or_default(),
         };
-        if !sub_path.is_empty() && !stays_inside(&sub_path) {
+        let Some(sub_path) = plain(&sub_path) else {
             return Err(VolumeFault::Path { volume: m.name.clone(), path: sub_path });
-        }
+        };
         let files = volume.config_map.is_some()
             || volume.secret.is_some()
             || volume.downward_api.is_some()
             || volume.projected.is_some();
-        let read_only = files || m.read_only == Some(true);
+        let claimed = volume.persistent_volume_claim.as_ref().is_some_and(|source| source.read_only == Some(true));
+        let read_only = files || claimed || m.read_only == Some(true);
         Ok(MountPlan { volume: m.name.clone(), sub_path, guest: m.mount_path.clone(), read_only })
     };
     container.volume_mounts.iter().flatten().map(mount).collect()
+}
+
+fn expanded<'a>(volume: &str, expr: &str, value: impl Fn(&str) -> Option<&'a str>) -> Result<String, VolumeFault> {
+    let missing = RefCell::new(None);
+    let found = env::expand(expr, |name: &str| {
+        let found = value(name);
+        if found.is_none() {
+            missing.borrow_mut().get_or_insert_with(|| name.to_owned());
+        }
+        found
+    });
+    match missing.into_inner() {
+        None => Ok(found),
+        Some(variable) => Err(VolumeFault::NoVariable { volume: volume.to_owned(), variable }),
+    }
 }
 
 fn volumes(pod: &Pod) -> impl Iterator<Item = &Volume> {
@@ -163,8 +215,12 @@ fn content(pod: &Pod, volume: &Volume, place: &Place, objects: &Objects) -> Resu
         projected(pod, place, objects, source, &mut files)?;
     } else if let Some(source) = &volume.host_path {
         return Ok(Content::HostPath { path: source.path.clone(), kind: source.type_.clone().unwrap_or_default() });
-    } else if volume.empty_dir.is_some() {
-        return Ok(Content::Empty);
+    } else if let Some(source) = &volume.empty_dir {
+        return Ok(Content::Empty { in_memory: source.medium.as_deref() == Some("Memory") });
+    } else if let Some(name) = claim_name(pod, volume) {
+        return claimed(pod, &name, place, objects)
+            .map_err(|why| VolumeFault::Claim { volume: volume.name.clone(), why })?
+            .ok_or_else(|| VolumeFault::Unsupported { volume: volume.name.clone() });
     } else {
         return Err(VolumeFault::Unsupported { volume: volume.name.clone() });
     }
@@ -278,115 +334,16 @@ impl Files<'_> {
     }
 }
 
+/// A relative path of ordinary components; `None` if it is none.
+fn plain(path: &str) -> Option<String> {
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    (!path.starts_with('/') && !parts.contains(&"..")).then(|| parts.join("/"))
+}
+
 /// Whether a relative path has only ordinary components.
 fn stays_inside(path: &str) -> bool {
     !path.starts_with('/') && path.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-    use std::sync::Arc;
-
-    fn place() -> Place {
-        Place {
-            node_name: "n1".into(),
-            host_ip: "127.0.0.1".parse().unwrap(),
-            pod_ip: "10.64.0.2".parse().unwrap(),
-            allocatable_cpu_m: 2000,
-            allocatable_memory: 1 << 30,
-        }
-    }
-
-    fn pod(volumes: serde_json::Value, mounts: serde_json::Value) -> Pod {
-        serde_json::from_value(json!({
-            "metadata": {"name": "web", "namespace": "default", "uid": "u1", "labels": {"app": "web", "a\"b": "c"}},
-            "spec": {"containers": [{"name": "c", "volumeMounts": mounts}], "volumes": volumes},
-        }))
-        .unwrap()
-    }
-
-    fn objects() -> Objects {
-        let text = |pairs: &[(&str, &str)]| {
-            let data = pairs.iter().map(|(k, v)| ((*k).to_owned(), v.as_bytes().to_vec())).collect();
-            Arc::new(Entries { data, binary: BTreeMap::new() })
-        };
-        Objects {
-            config_maps: BTreeMap::from([("conf".to_owned(), text(&[("a", "1"), ("b", "2")]))]),
-            secrets: BTreeMap::from([("pass".to_owned(), text(&[("word", "x")]))]),
-        }
-    }
-
-    /// Each file as `path=content:mode`.
-    fn files(volumes: serde_json::Value) -> Result<String, String> {
-        let plan = plan(&pod(volumes, json!([])), &place(), &objects()).map_err(|e| e.to_string())?;
-        let Content::Files(files) = &plan[0].content else { return Ok(format!("{:?}", plan[0].content)) };
-        let one =
-            |(path, f): (&String, &FilePlan)| format!("{path}={}:{:o}", String::from_utf8_lossy(&f.bytes), f.mode);
-        Ok(files.iter().map(one).collect::<Vec<_>>().join(" "))
-    }
-
-    #[test]
-    fn volumes_hold_what_their_sources_say() {
-        let cases = [
-            (json!([{"name": "v", "configMap": {"name": "conf"}}]), Ok("a=1:644 b=2:644")),
-            (
-                json!([{"name": "v", "configMap": {"name": "conf", "defaultMode": 256,
-                    "items": [{"key": "b", "path": "x/y"}]}}]),
-                Ok("x/y=2:400"),
-            ),
-            (json!([{"name": "v", "configMap": {"name": "none", "optional": true}}]), Ok("")),
-            (
-                json!([{"name": "v", "configMap": {"name": "none"}}]),
-                Err("MountVolume.SetUp failed for volume \"v\" : configmap \"none\" not found"),
-            ),
-            (
-                json!([{"name": "v", "secret": {"secretName": "pass", "items": [{"key": "no", "path": "p"}]}}]),
-                Err("MountVolume.SetUp failed for volume \"v\" : references non-existent secret key: no"),
-            ),
-            (
-                json!([{"name": "v", "configMap": {"name": "conf", "items": [{"key": "a", "path": "../../etc/x"}]}}]),
-                Err("MountVolume.SetUp failed for volume \"v\" : path `../../etc/x` must stay inside of the volume"),
-            ),
-            (
-                json!([{"name": "v", "downwardAPI": {"items": [
-                    {"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}},
-                    {"path": "cpu", "resourceFieldRef": {"containerName": "c", "resource": "limits.cpu"}}]}}]),
-                Ok("cpu=2:644 labels=a\"b=\"c\"\napp=\"web\":644"),
-            ),
-            (
-                json!([{"name": "v", "projected": {"sources": [{"configMap": {"name": "conf"}},
-                    {"secret": {"name": "pass", "items": [{"key": "word", "path": "s/w", "mode": 256}]}}]}}]),
-                Ok("a=1:644 b=2:644 s/w=x:400"),
-            ),
-            (json!([{"name": "v", "emptyDir": {}}]), Ok("Empty")),
-        ];
-        for (volumes, expected) in cases {
-            let found = files(volumes.clone());
-            assert_eq!(found.as_ref().map(String::as_str).map_err(String::as_str), expected, "{volumes}");
-        }
-        let unsupported = files(json!([{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}])).unwrap_err();
-        assert!(unsupported.contains("use emptyDir"), "{unsupported}");
-    }
-
-    #[test]
-    fn mounts_name_volume_part_and_place() {
-        let pod = pod(
-            json!([{"name": "e", "emptyDir": {}}, {"name": "c", "configMap": {"name": "conf"}}]),
-            json!([{"name": "e", "mountPath": "/data", "subPathExpr": "$(POD)/x"}, {"name": "c", "mountPath": "/etc/c"}]),
-        );
-        let container = &pod.spec.as_ref().unwrap().containers[0];
-        let env = [("POD".to_owned(), "web".to_owned())];
-        let found = mounts(&pod, container, &env).unwrap();
-        let mount = |volume: &str, sub_path: &str, guest: &str, read_only| MountPlan {
-            volume: volume.into(),
-            sub_path: sub_path.into(),
-            guest: guest.into(),
-            read_only,
-        };
-        assert_eq!(found, [mount("e", "web/x", "/data", false), mount("c", "", "/etc/c", true)]);
-        let env = [("POD".to_owned(), "..".to_owned())];
-        assert!(matches!(mounts(&pod, container, &env), Err(VolumeFault::Path { .. })));
-    }
-}
+mod tests;
