@@ -81,8 +81,7 @@ impl Member {
 
     /// Starts it again where it was.
     fn restart(&mut self) {
-        let bind = self.url.trim_start_matches("https://").to_owned();
-        let (process, url) = Process::start(&mut self.command(&bind));
+        let (process, url) = Process::start(&mut self.command(self.bind()));
         assert_eq!(url, self.url);
         self.process = Some(process);
     }
@@ -93,6 +92,31 @@ impl Member {
 
     fn signal(&self, signal: i32) {
         self.process.as_ref().unwrap().signal(signal);
+    }
+
+    fn bind(&self) -> &str {
+        self.url.trim_start_matches("https://")
+    }
+
+    /// Starts it again, waits until it ends by itself, and gives what it said; it must not pass for a success.
+    fn fail(&self) -> String {
+        let log = self.data.with_extension("log");
+        let mut command = self.command(self.bind());
+        let spawned = command.stdout(Stdio::null()).stderr(std::fs::File::create(&log).unwrap()).spawn();
+        let mut process = Process(spawned.unwrap());
+        let status = eventually(|| process.0.try_wait().unwrap().ok_or_else(|| "it runs".to_owned()));
+        let said = std::fs::read_to_string(&log).unwrap();
+        assert!(!status.success(), "{said}");
+        said
+    }
+
+    /// Runs the one command that an error names.
+    fn rebuild(&mut self, said: &str) {
+        let command = said.split_once("with `dhow ").and_then(|(_, rest)| rest.split_once('`'));
+        let (command, _) = command.unwrap_or_else(|| panic!("it names no command: {said}"));
+        let (process, url) = Process::start(Command::new(env!("CARGO_BIN_EXE_dhow")).args(command.split(' ')));
+        assert_eq!(url, self.url);
+        self.process = Some(process);
     }
 
     /// Asks it to end, and waits.
@@ -268,10 +292,7 @@ fn three_control_nodes_survive_kills_and_stops_of_their_leader() {
     });
     writes_go_on(&members[next], "while-stopped");
     members[stopped].signal(libc::SIGCONT);
-    eventually(|| match leader(&members, stopped) == stopped {
-        true => Err("who was stopped still takes itself for the leader".to_owned()),
-        false => Ok(()),
-    });
+    assert_ne!(leader(&members, stopped), stopped, "who was stopped took itself for the leader, and said so");
     let acknowledged = load.end();
     for member in &members {
         all_there(member, &acknowledged);
@@ -306,13 +327,111 @@ fn a_rolling_restart_and_a_lost_data_directory_lose_nothing() {
         all_there(member, &acknowledged);
     }
 
-    // The walk of the README: a machine is lost with its disk; another takes its place.
+    // The walk of the README: a machine is lost with its disk; another takes its place by the command that is printed.
     members[2].kill();
     std::fs::remove_dir_all(&members[2].data).unwrap();
-    members[0].dhow(&["member", "remove", "c"]);
-    members[2] = Member::join(dir.path(), "c", &members[0], &[]);
+    let command = members[0].dhow(&["member", "add", "c"]);
+    let args: Vec<&str> = command.split_whitespace().skip(2).collect();
+    assert!(args.starts_with(&["--join", &members[0].url, "--token"]) && args.ends_with(&["--name", "c"]), "{command}");
+    members[2] = Member::launch(dir.path(), "c", &args[..4]);
     all_vote(&members);
     all_there(&members[2], &acknowledged);
+}
+
+fn copy(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg("-r").args([from, to]).status().unwrap().success());
+}
+
+#[test]
+fn a_member_that_cannot_be_trusted_names_the_command_that_rebuilds_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut members = three(dir.path());
+    let names = ["one".to_owned(), "two".to_owned(), "three".to_owned()];
+    writes_go_on(&members[0], &names[0]);
+
+    // A byte of what it has stored is another one now.
+    members[2].stop();
+    let store = members[2].data.join("server/store");
+    let wal = std::fs::read_dir(store.join("wal")).unwrap().map(|entry| entry.unwrap().path()).min().unwrap();
+    let mut bytes = std::fs::read(&wal).unwrap();
+    bytes[20] ^= 1;
+    std::fs::write(&wal, bytes).unwrap();
+    let said = members[2].fail();
+    assert!(said.contains("is damaged") && said.contains("this member's data cannot be trusted"), "{said}");
+    members[2].rebuild(&said);
+    all_vote(&members);
+    all_there(&members[2], &names[..1]);
+    assert!(members[2].data.join("server/damaged-1/store/wal").exists(), "nothing is deleted");
+
+    // Its disk shows an earlier time, of which nothing in itself is wrong: it ends as soon as it hears of the others.
+    members[2].stop();
+    let old = dir.path().join("old");
+    copy(&store, &old);
+    members[2].restart();
+    writes_go_on(&members[2], &names[1]);
+    all_there(&members[2], &names[..2]);
+    members[2].stop();
+    std::fs::remove_dir_all(&store).unwrap();
+    copy(&old, &store);
+    let said = members[2].fail();
+    assert!(said.contains("had acknowledged its log up to entry"), "{said}");
+    assert!(members[2].fail().contains("had acknowledged its log up to entry"), "and it does not try again");
+    members[2].rebuild(&said);
+    all_vote(&members);
+    writes_go_on(&members[2], &names[2]);
+    for member in &members {
+        all_there(member, &names);
+    }
+}
+
+/// A program that says a line and ends.
+const HELLO: &str = r#"(module
+    (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+    (memory (export "memory") 1)
+    (data (i32.const 0) "\08\00\00\00\06\00\00\00hello\0a")
+    (func (export "_start") (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 20)))))"#;
+
+/// Certificates of a few seconds: whatever shows one has to show a fresh one in time, or be shut out.
+#[test]
+fn an_agent_outlives_its_certificates() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Member::launch(dir.path(), "a", &["--certificate-seconds", "6"]);
+    let token = server.dhow(&["token", "create"]);
+    let agent = dir.path().join("n1");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dhow"));
+    command.args(["agent", "--server", &server.url, "--token", token.trim(), "--name", "n1", "--allow-file-images"]);
+    let (process, _) = Process::start(command.arg("--data-dir").arg(&agent));
+    let shown = || std::fs::read_to_string(agent.join("identity/node.crt")).unwrap();
+    let first = shown();
+    let program = dir.path().join("hello.wasm");
+    std::fs::write(&program, wat::parse_str(HELLO).unwrap()).unwrap();
+    let image = format!("file://{}", program.display());
+    let runs = |name: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec: {{restartPolicy: Never, containers: \
+             [{{name: c, image: '{image}'}}]}}\n"
+        );
+        let file = dir.path().join(format!("{name}.yaml"));
+        std::fs::write(&file, text).unwrap();
+        eventually(|| server.try_dhow(&["apply", "-f", file.to_str().unwrap()]));
+        eventually(|| {
+            let phase = server.try_dhow(&["get", "pod", name, "-o", "jsonpath={.status.phase}"])?;
+            if phase.trim() == "Succeeded" { Ok(()) } else { Err(phase) }
+        });
+        let log = eventually(|| server.try_dhow(&["logs", name]));
+        assert_eq!(log, "hello\n");
+    };
+    runs("before");
+    let end = dhow_pki::facts_of_pem(&first).unwrap().not_after;
+    eventually(|| {
+        let now = dhow_types::Time::from_ms(
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64,
+        );
+        let renewed = shown() != first;
+        if renewed && now > end { Ok(()) } else { Err(format!("renewed: {renewed}, until {end}")) }
+    });
+    runs("after");
+    drop(process);
 }
 
 #[test]

@@ -43,10 +43,13 @@ pub(crate) struct Args {
     /// How many of those backups are kept
     #[arg(long, default_value_t = 7, value_name = "NUMBER")]
     backups_kept: usize,
+    /// How long certificates are valid that this control node issues; for tests, which cannot wait for a year
+    #[arg(long, hide = true, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(3..))]
+    certificate_seconds: Option<u32>,
 }
 
 pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
-    let Args { data_dir, bind, join, token, name, witness, backup_hours, backups_kept } = args;
+    let Args { data_dir, bind, join, token, name, witness, backup_hours, backups_kept, certificate_seconds } = args;
     let data_dir = data_dir.map_or_else(paths::data_dir, Ok)?;
     let mut config = Config::new(state_dir(&data_dir), bind);
     config.name = name;
@@ -54,6 +57,9 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
     config.join = join.map(|server| Join { server, token: token.unwrap_or_default() });
     config.witness = witness;
     let every = Duration::from_secs(u64::from(backup_hours) * 3600);
+    if let Some(seconds) = certificate_seconds {
+        config.certificate_life = Duration::from_secs(seconds.into());
+    }
     config.backups = BackupConfig { every: (!every.is_zero()).then_some(every), kept: backups_kept };
     let server = start(config).await.map_err(|err| with_hint(err, &data_dir, bind))?;
     let kubeconfig = global.kubeconfig.clone().unwrap_or_else(|| paths::kubeconfig(&data_dir));

@@ -408,9 +408,13 @@ async fn record(
         tree["data"][BOUND_MEMBER] = STANDARD.encode(member.id.to_string()).into();
         ops.push(Op::Put { key, value: tree.to_string().into(), expect, expires });
     }
-    let written = app.replica.write(Txn { ops }).await;
-    written.map_err(|error| conflict(format!("another change came in between ({error}): try again")))?;
-    Ok(member)
+    match app.replica.write(Txn { ops }).await {
+        Ok(_) => Ok(member),
+        Err(error @ WriteError::Rejected(_)) => {
+            Err(conflict(format!("another change came in between ({error}): try again")))
+        }
+        Err(error) => Err(unavailable(error)),
+    }
 }
 
 /// Whether a claim is this member's.

@@ -120,6 +120,12 @@ impl Certs {
         Ok(())
     }
 
+    /// The longest time between two looks at certificates: a third of the life of those that are made here. Only a test's
+    /// is so short that it matters.
+    pub(crate) fn pause(&self) -> Duration {
+        Duration::from_millis(self.valid_ms / 3)
+    }
+
     /// How long this member's certificate needs no renewal.
     fn rest(&self) -> Duration {
         let Ok(facts) = dhow_pki::facts_of_pem(&self.identity().cert_pem) else { return Duration::ZERO };
@@ -132,12 +138,10 @@ impl Certs {
 /// Renews this member's certificate for as long as it runs.
 pub(crate) async fn keep_fresh(app: Arc<App>) {
     record(&app, &app.certs.identity().cert_pem, &app.member.name).await;
-    // A life of seconds is a test's: it does not wait for a minute.
-    let pause = REST.min(Duration::from_millis(app.certs.valid_ms / 3));
     // A witness that was off for long begins with a certificate that is over.
     let mut least = Duration::ZERO;
     loop {
-        let rest = app.certs.rest().max(std::mem::replace(&mut least, pause));
+        let rest = app.certs.rest().max(std::mem::replace(&mut least, REST.min(app.certs.pause())));
         let look = rest.min(LOOK_EVERY);
         if app.stop.or(tokio::time::sleep(look)).await.is_none() {
             return;

@@ -17,6 +17,8 @@ use serde::Deserialize;
 use serde_json::{Value as Tree, json};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Which cluster to join.
 #[derive(Clone)]
@@ -153,6 +155,17 @@ pub(crate) async fn join(join: &Join, who: Newcomer<'_>, dir: &Path) -> Result<J
 const OTHER_CA: &str =
     "it has another CA than the one that the token was made for: use its own token, of `dhow member add`";
 
+/// How long a cluster without a leader is asked again: an election of a busy machine, and another one.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Between two attempts.
+const REST: Duration = Duration::from_millis(250);
+
+/// Whether the cluster may say something else in a moment. A witness says itself who can be asked instead of it.
+fn is_passing(error: &ClientError) -> bool {
+    error.status().is_some_and(|status| status.code == 503 && !status.message.contains("is a witness"))
+}
+
 /// Asks to be taken in, once it is certain who is asked.
 async fn ask(server: &str, credential: Credential, request: Bytes) -> Result<(Tree, Credential), ServerError> {
     let lost = |error: ClientError| ServerError::Join { server: server.to_owned(), why: Chain(&error).to_string() };
@@ -178,7 +191,15 @@ async fn ask(server: &str, credential: Credential, request: Bytes) -> Result<(Tr
         namespace: "default".to_owned(),
     };
     let client = Client::new(config).map_err(lost)?;
-    let answer = client.json(Method::POST, MEMBER_JOIN_PATH, Some(("application/json", request))).await;
+    let end = Instant::now() + PATIENCE;
+    let answer = loop {
+        let body = Some(("application/json", request.clone()));
+        match client.json(Method::POST, MEMBER_JOIN_PATH, body).await {
+            // The same once more does no harm: whoever is taken in twice takes its own place.
+            Err(error) if is_passing(&error) && Instant::now() < end => tokio::time::sleep(REST).await,
+            answer => break answer,
+        }
+    };
     let answer = answer.map_err(|error| match error.status() {
         Some(status) if status.code == 401 && by_token => {
             refused("the token is not known or has expired: make another with `dhow member add`")

@@ -47,7 +47,8 @@ async fn follow(app: Arc<App>, url: String, mut admin: Identity, sender: watch::
             *known = text;
             changed
         });
-        let woken = app.stop.or(tokio::time::timeout(LOOK_EVERY, members.changed())).await;
+        let look = LOOK_EVERY.min(app.certs.pause());
+        let woken = app.stop.or(tokio::time::timeout(look, members.changed())).await;
         let (None | Some(Ok(Err(_)))) = woken else {
             if is_due(&admin) {
                 match renewed(&app, &admin).await {

@@ -202,6 +202,11 @@ impl Facts {
         self.not_before + self.not_after.ms_since(self.not_before) / 3 * 2
     }
 
+    /// How long it was made for. It is valid a little before that, for clocks that are behind.
+    pub fn life_ms(&self) -> u64 {
+        self.not_after.ms_since(self.not_before).saturating_sub(CLOCK_SKEW_MS)
+    }
+
     /// Whether it is over.
     pub fn is_expired(&self, now: Time) -> bool {
         self.not_after < now
@@ -337,6 +342,7 @@ mod tests {
         assert_eq!((&facts.subject, facts.usage), (&subject, Some(Usage::Both)));
         assert_eq!((facts.not_before, facts.not_after), (NOW - CLOCK_SKEW_MS, NOW + valid_ms));
         assert_eq!(facts.renew_after(), NOW + 199 * 3600 * 1000);
+        assert_eq!(facts.life_ms(), valid_ms);
         assert!(!facts.is_expired(NOW + valid_ms) && facts.is_expired(NOW + valid_ms + 1));
         let renewed = ca.issue_for(&identity.key_pem, &subject, &[], Usage::Server, NOW + valid_ms, valid_ms).unwrap();
         assert_eq!(renewed.key_pem, identity.key_pem);

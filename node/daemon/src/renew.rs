@@ -29,7 +29,8 @@ const LOOK_EVERY_MS: u64 = 3_600_000;
 /// an outage.
 const RETRY_MIN_MS: u64 = 5_000;
 const RETRY_MAX_MS: u64 = 3_600_000;
-/// Between two renewals, however old the new certificate seems: our clock may be wrong.
+/// Between two renewals, however old the new certificate seems: our clock may be wrong. A third of its life, if that is
+/// shorter: then it was made for a test.
 const RENEWED_REST_MS: u64 = 6 * 3_600_000;
 
 /// Why a certificate was not renewed.
@@ -75,8 +76,9 @@ impl Plan {
         *self = Self { failures: self.failures + 1, rest_until: Some(now + pause_ms) };
     }
 
-    fn renewed(&mut self, now: Time) {
-        *self = Self { failures: 0, rest_until: Some(now + RENEWED_REST_MS) };
+    fn renewed(&mut self, now: Time, fresh: &Facts) {
+        let rest_ms = RENEWED_REST_MS.min(fresh.life_ms() / 3);
+        *self = Self { failures: 0, rest_until: Some(now + rest_ms) };
     }
 }
 
@@ -120,7 +122,7 @@ impl Renewal {
                 0 => {
                     let Some(result) = stop.or(self.renew(&facts)).await else { return };
                     match result {
-                        Ok(()) => plan.renewed(clock::now()),
+                        Ok(fresh) => plan.renewed(clock::now(), &fresh),
                         Err(err) => {
                             tracing::warn!(err = %Chain(&err), "this node's certificate was not renewed, trying again");
                             plan.failed(clock::now());
@@ -143,7 +145,7 @@ impl Renewal {
         }
     }
 
-    async fn renew(&mut self, facts: &Facts) -> Result<(), RenewError> {
+    async fn renew(&mut self, facts: &Facts) -> Result<Facts, RenewError> {
         let name = &facts.subject.common_name;
         let csr = csr_for(&self.identity.key_pem, name)?;
         let body = Bytes::from(json!({ "csr": csr }).to_string());
@@ -162,7 +164,7 @@ impl Renewal {
         if let Some(dir) = &self.kept {
             self.keep(dir);
         }
-        Ok(())
+        Ok(fresh)
     }
 
     /// A certificate that cannot be kept is renewed again after the next start.

@@ -56,13 +56,16 @@ fn attempts_grow_apart_and_a_wrong_clock_does_not_make_a_loop() {
         assert_eq!(plan.wait_ms(now, &facts(), false), 0);
     }
     assert_eq!(waits, [5, 10, 20, 40, 80, 160, 320, 640, 1280, 2560, 3600, 3600]);
-    plan.renewed(now);
+    plan.renewed(now, &facts());
     let mut looks = 0;
     while plan.wait_ms(now, &facts(), true) > 0 {
         now = now + plan.wait_ms(now, &facts(), true);
         looks += 1;
     }
     assert_eq!(looks, 6, "six hours");
+    // One of a test's, which is made for six seconds and valid from an hour before.
+    plan.renewed(now, &Facts { not_before: now - HOUR_MS, not_after: now + 6_000, ..facts() });
+    assert_eq!(plan.wait_ms(now, &facts(), true), 2_000);
     assert_eq!(plan.failures, 0);
 }
 
