@@ -9,6 +9,7 @@ use crate::links::Links;
 use crate::member::{Member, MemberFile};
 use crate::nodes::Nodes;
 use crate::rebuild::Rebuild;
+use crate::usage::Summaries;
 use dhow_api::Tree;
 use dhow_api::kinds::Kind;
 use dhow_api::status::ApiError;
@@ -55,6 +56,8 @@ pub(crate) struct App {
     /// What this member is to consensus.
     pub(crate) role: watch::Receiver<RoleNow>,
     pub(crate) backups: Backups,
+    /// What the nodes use.
+    pub(crate) usage: Summaries,
     /// Where the member's file lies, and what it says.
     pub(crate) file: Mutex<(PathBuf, MemberFile)>,
     /// Ends watches and streams.

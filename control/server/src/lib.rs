@@ -46,6 +46,7 @@ mod member;
 mod members;
 mod nodes;
 mod pki;
+mod node_proxy;
 mod plain;
 mod read;
 mod rebuild;
@@ -57,6 +58,7 @@ mod spdy;
 mod start;
 mod watch;
 mod websocket;
+mod usage;
 mod witness;
 mod write;
 

@@ -5,7 +5,8 @@ use crate::answer::{self, Answer, Style};
 use crate::app::{App, now};
 use crate::auth::Shown;
 use crate::body::RequestBody;
-use crate::{auth, kubelet, plain, read, sessions, watch, write};
+use crate::{auth, kubelet, node_proxy, plain, read, sessions, usage, watch, write};
+use dhow_api::discovery;
 use dhow_api::kinds::{self, Kind, Subresource};
 use dhow_api::status::ApiError;
 use dhow_gate::media::{self, Accepted, Endpoint};
@@ -96,7 +97,10 @@ async fn route(app: &Arc<App>, certificate: Option<&Shown>, request: Request<Req
     }?;
     check_leave(app, &user, &info).await?;
     match &info.target {
-        Target::Path(path) => plain::handle(app, &user, path, &query, request).await,
+        Target::Path(path) => Box::pin(plain::handle(app, &user, path, &query, request)).await,
+        Target::Resource(target) if target.group == discovery::METRICS_GROUP => {
+            Box::pin(usage::handle(app, info.verb, target, &query, request.headers())).await
+        }
         Target::Resource(target) => {
             let kind = kinds::by_resource(&target.group, &target.version, &target.resource)
                 .filter(|kind| kind.namespaced || target.namespace.is_empty())
@@ -185,6 +189,10 @@ async fn subresource(
         }
         (Subresource::PortForward, Verb::Get | Verb::Create) => {
             let headers = request.headers().clone();
+        (Subresource::Proxy, Verb::Get) if kind.plural == "nodes" => {
+            let call = Call { app, query, headers: &request.headers().clone(), kind, target };
+            return node_proxy::get(&call, request.uri().query()).await;
+        }
             let call = Call { app, query, headers: &headers, kind, target };
             return kubelet::port_forward(&call, request).await;
         }

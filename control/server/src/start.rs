@@ -114,6 +114,7 @@ async fn serve(
         members: watch::Sender::new(file.members.clone()),
         member_turn: tokio::sync::Mutex::new(()),
         backups: Backups::new(data_dir.join("backups"), backups),
+        usage: Default::default(),
         file: Mutex::new((data_dir, file)),
         member,
         stop: tasks.stop_token(),
