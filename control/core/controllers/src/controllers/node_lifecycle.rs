@@ -16,6 +16,8 @@ const BURST_MAX: usize = 500;
 
 pub(crate) const NOT_READY: &str = "node.kubernetes.io/not-ready";
 pub(crate) const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
+pub(crate) const MEMORY_PRESSURE: &str = "node.kubernetes.io/memory-pressure";
+pub(crate) const DISK_PRESSURE: &str = "node.kubernetes.io/disk-pressure";
 pub(crate) const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
 
 pub(crate) const CONTROLLER: Controller = Controller { name: "node-controller", wakes, reconcile };
@@ -82,6 +84,11 @@ pub(crate) fn taints_of_condition(node: &Node) -> Vec<(&'static str, &'static st
         Some(Truth::Unknown) => vec![(UNREACHABLE, "NoSchedule"), (UNREACHABLE, "NoExecute")],
         Some(Truth::False) | None => vec![(NOT_READY, "NoSchedule"), (NOT_READY, "NoExecute")],
     };
+    // A node that is not heard of has said nothing of late.
+    if node.ready != Some(Truth::Unknown) {
+        taints.extend(node.memory_pressure.then_some((MEMORY_PRESSURE, "NoSchedule")));
+        taints.extend(node.disk_pressure.then_some((DISK_PRESSURE, "NoSchedule")));
+    }
     if node.unschedulable {
         taints.push((UNSCHEDULABLE, "NoSchedule"));
     }
@@ -90,7 +97,7 @@ pub(crate) fn taints_of_condition(node: &Node) -> Vec<(&'static str, &'static st
 
 /// Whether a taint is ours to put on and take off.
 pub(crate) fn is_of_condition(key: &str) -> bool {
-    matches!(key, NOT_READY | UNREACHABLE | UNSCHEDULABLE)
+    matches!(key, NOT_READY | UNREACHABLE | MEMORY_PRESSURE | DISK_PRESSURE | UNSCHEDULABLE)
 }
 
 /// The node with the taints of its condition, if it has others.

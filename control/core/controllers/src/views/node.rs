@@ -52,6 +52,9 @@ pub(crate) struct Node {
     pub(crate) unschedulable: bool,
     /// The condition `Ready`, if the node ever said so.
     pub(crate) ready: Option<Truth>,
+    /// Whether it says that it is short of memory, and of disk.
+    pub(crate) memory_pressure: bool,
+    pub(crate) disk_pressure: bool,
     pub(crate) pod_cidr: Option<String>,
 }
 
@@ -70,16 +73,20 @@ pub(super) fn node(object: &Arc<Object>) -> Node {
         .map(|(name, amount)| (name.clone(), amount.clone()))
         .collect();
     let cidr = meta::text(&tree, "spec.podCIDR");
+    let condition = |name: &str| -> Option<Truth> {
+        let conditions = meta::list(&tree, "status.conditions");
+        let found = conditions.iter().find(|condition| meta::text(condition, "type") == name)?;
+        Some(Truth::parse(meta::text(found, "status")))
+    };
     Node {
         object: Arc::clone(object),
         allocatable: Resources::parse(&amounts),
         pods_max: amounts.get("pods").map_or(0, whole),
         taints: meta::list(&tree, "spec.taints").iter().map(taint).collect(),
         unschedulable: meta::truth(&tree, "spec.unschedulable"),
-        ready: meta::list(&tree, "status.conditions")
-            .iter()
-            .find(|condition| meta::text(condition, "type") == "Ready")
-            .map(|condition| Truth::parse(meta::text(condition, "status"))),
+        ready: condition("Ready"),
+        memory_pressure: condition("MemoryPressure") == Some(Truth::True),
+        disk_pressure: condition("DiskPressure") == Some(Truth::True),
         pod_cidr: (!cidr.is_empty()).then(|| cidr.to_owned()),
     }
 }

@@ -67,6 +67,27 @@ fn a_lost_node_is_marked_and_its_pods_move_after_their_toleration() {
 }
 
 #[test]
+fn a_node_that_is_short_of_something_gets_no_more_pods() {
+    let mut world = World::new(7, &["n1", "n2"]);
+    world.settle();
+    let mut short = |condition: Option<&str>| {
+        let mut node = world.get("nodes", "", "n1").unwrap();
+        let ready = json!({"type": "Ready", "status": "True"});
+        let other = condition.map(|name| json!({"type": name, "status": "True"}));
+        node["status"]["conditions"] = [ready].into_iter().chain(other).collect::<Vec<_>>().into();
+        world.update_status(node).unwrap();
+        world.settle();
+        taints(&world.get("nodes", "", "n1").unwrap())
+    };
+    assert_eq!(short(Some("DiskPressure")), ["node.kubernetes.io/disk-pressure:NoSchedule"]);
+    assert_eq!(short(None), Vec::<String>::new());
+    assert_eq!(short(Some("MemoryPressure")), ["node.kubernetes.io/memory-pressure:NoSchedule"]);
+    world.create(deployment("web", 4, "web:1", json!({})));
+    world.settle();
+    assert_eq!((on(&world, "n1").len(), on(&world, "n2").len()), (0, 4));
+}
+
+#[test]
 fn a_control_plane_that_slept_presumes_nobody_dead() {
     let mut world = World::new(6, &["n1", "n2"]);
     world.create(deployment("web", 2, "web:1", json!({})));
