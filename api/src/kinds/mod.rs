@@ -98,6 +98,12 @@ pub struct Kind {
     pub prepare_update: fn(new: &mut Tree, old: &Tree),
     /// Puts a status update in order: keeps everything but the status.
     pub prepare_status: fn(new: &mut Tree, old: &Tree),
+    /// Puts an update of `/ephemeralcontainers` in order: keeps everything but those.
+    pub prepare_ephemeral: fn(new: &mut Tree, old: &Tree),
+    /// Finds the faults that only an update of `/ephemeralcontainers` can have.
+    pub validate_ephemeral: fn(new: &Tree, old: &Tree, &mut Faults),
+    /// Finds the faults that only a new object can have.
+    pub validate_create: fn(&Tree, &mut Faults),
     /// Finds all faults below `spec` and its like; metadata is checked by [`Kind::check_create`].
     pub validate: fn(&Tree, &mut Faults),
     /// Finds the faults that only an update can have (immutable fields).
@@ -297,7 +303,17 @@ impl Kind {
         let mut faults = Faults::new();
         validate::object_meta(self, tree, &mut faults);
         (self.validate)(tree, &mut faults);
+        (self.validate_create)(tree, &mut faults);
         self.verdict(tree, &faults)
+    }
+
+    /// Refuses other ephemeral containers that have any fault, or change those that are there.
+    pub fn check_ephemeral(&self, new: &Tree, old: &Tree) -> Result<(), ApiError> {
+        let mut faults = Faults::new();
+        validate::object_meta_update(new, old, &mut faults);
+        (self.validate)(new, &mut faults);
+        (self.validate_ephemeral)(new, old, &mut faults);
+        self.verdict(new, &faults)
     }
 
     /// Refuses a new form of an object that has any fault or changes what may not change.
@@ -389,6 +405,9 @@ const fn plain() -> Kind {
         prepare_create: |_| {},
         prepare_update: |_, _| {},
         prepare_status: status_only,
+        prepare_ephemeral: |_, _| {},
+        validate_ephemeral: |_, _, _| {},
+        validate_create: |_, _| {},
         validate: |_, _| {},
         validate_update: |_, _, _| {},
         columns: NAME_AND_AGE,

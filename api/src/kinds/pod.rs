@@ -8,6 +8,7 @@ use crate::{Tree, meta};
 
 mod container;
 pub(super) mod defaults;
+mod ephemeral;
 mod print;
 pub mod serving;
 mod update;
@@ -31,6 +32,7 @@ pub static POD: Kind = Kind {
     subresources: &[
         Subresource::Attach,
         Subresource::Binding,
+        Subresource::EphemeralContainers,
         Subresource::Eviction,
         Subresource::Exec,
         Subresource::Log,
@@ -49,6 +51,9 @@ pub static POD: Kind = Kind {
         serving::validate(&Path::root("metadata.annotations"), tree, faults);
     },
     validate_update: update::validate,
+    validate_create: ephemeral::validate_create,
+    prepare_ephemeral: ephemeral::prepare,
+    validate_ephemeral: ephemeral::validate_update,
     columns: COLUMNS,
     cells: print::cells,
     field_labels: &[

@@ -63,7 +63,9 @@ pub(crate) async fn handle(app: Arc<App>, certificate: Option<Arc<Shown>>, reque
     let (head, body) = request.into_parts();
     let (body, left) = RequestBody::new(body);
     let request = Request::from_parts(head, body);
-    let answer = AssertUnwindSafe(route(&app, certificate.as_deref(), request)).catch_unwind();
+    // In a box, for the future is moved a few times before it runs; and the less common ways below in boxes of their
+    // own, for otherwise each request would be as large as the largest of them.
+    let answer = AssertUnwindSafe(Box::pin(route(&app, certificate.as_deref(), request))).catch_unwind();
     let answer = async {
         let error = match answer.await {
             Ok(Ok(answer)) if is_head => return answer::head_of(answer),
@@ -152,14 +154,14 @@ async fn resource(
     request: Request<RequestBody>,
 ) -> Result<Answer, ApiError> {
     if !target.subresource.is_empty() {
-        return subresource(app, info, target, kind, query, request).await;
+        return Box::pin(subresource(app, info, target, kind, query, request)).await;
     }
     let named = !target.name.is_empty();
     let scoped = !kind.namespaced || !target.namespace.is_empty();
     let (parts, body) = request.into_parts();
     let call = Call { app, query, headers: &parts.headers, kind, target };
     match (info.verb, named) {
-        (Verb::Watch, _) => watch::watch(&call).await,
+        (Verb::Watch, _) => Box::pin(watch::watch(&call)).await,
         (Verb::Get, true) if scoped => read::get(&call).await,
         (Verb::List, false) => read::list(&call).await,
         (Verb::Create, false) if scoped => write::create(&call, body).await,
@@ -167,7 +169,7 @@ async fn resource(
         (Verb::Patch, true) if scoped => write::patch(&call, body, None).await,
         (Verb::Delete, true) if scoped => write::delete(&call, body).await,
         (Verb::DeleteCollection, false) if scoped && kind.verbs.contains(&"deletecollection") => {
-            write::delete_collection(&call, body).await
+            Box::pin(write::delete_collection(&call, body)).await
         }
         _ => Err(ApiError::method_not_allowed_here()),
     }
@@ -187,12 +189,12 @@ async fn subresource(
             let call = Call { app, query, headers: &request.headers().clone(), kind, target };
             return kubelet::log(&call).await;
         }
-        (Subresource::PortForward, Verb::Get | Verb::Create) => {
-            let headers = request.headers().clone();
         (Subresource::Proxy, Verb::Get) if kind.plural == "nodes" => {
             let call = Call { app, query, headers: &request.headers().clone(), kind, target };
             return node_proxy::get(&call, request.uri().query()).await;
         }
+        (Subresource::PortForward, Verb::Get | Verb::Create) => {
+            let headers = request.headers().clone();
             let call = Call { app, query, headers: &headers, kind, target };
             return kubelet::port_forward(&call, request).await;
         }
@@ -211,11 +213,15 @@ async fn subresource(
         (Subresource::Status, Verb::Update) => write::update_status(&call, body).await,
         (Subresource::Scale, Verb::Get) => read::scale(&call).await,
         (Subresource::Scale, Verb::Update) => write::update_scale(&call, body).await,
-        (Subresource::Status | Subresource::Scale, Verb::Patch) => write::patch(&call, body, Some(sub)).await,
+        (Subresource::EphemeralContainers, Verb::Get) => read::get(&call).await,
+        (Subresource::EphemeralContainers, Verb::Update) => write::update_ephemeral(&call, body).await,
+        (Subresource::Status | Subresource::Scale | Subresource::EphemeralContainers, Verb::Patch) => {
+            write::patch(&call, body, Some(sub)).await
+        }
         (Subresource::Binding, Verb::Create) => write::bind(&call, body).await,
         (Subresource::Eviction, Verb::Create) => write::evict(&call, body).await,
         (Subresource::Finalize, Verb::Update) => write::finalize(&call, body).await,
-        (Subresource::Proxy | Subresource::Token, _) | (Subresource::EphemeralContainers, _) => Err(ApiError::new(
+        (Subresource::Proxy | Subresource::Token, _) => Err(ApiError::new(
             501,
             dhow_api::status::Reason::Unknown,
             format!("{}/{} is not implemented by this server yet", target.resource, target.subresource),

@@ -112,6 +112,18 @@ pub(crate) async fn update_status(call: &Call<'_>, body: RequestBody) -> Result<
     Ok(finish(call, accepted, done, warnings))
 }
 
+/// PUT of a pod's `/ephemeralcontainers`.
+pub(crate) async fn update_ephemeral(call: &Call<'_>, body: RequestBody) -> Result<Answer, ApiError> {
+    let accepted = call.accepted(Endpoint::Objects)?;
+    let options = options::write_options("UpdateOptions", call.query)?;
+    let Decoded { tree, warnings } = read_object(call, body, call.kind.schema, options.validation).await?;
+    let done = call
+        .app
+        .write(call.kind, options.dry_run, |ctx| plan::update_ephemeral(ctx, call.kind, name(call), tree.clone()))
+        .await?;
+    Ok(finish(call, accepted, done, warnings))
+}
+
 /// PUT of a namespace's `/finalize`.
 pub(crate) async fn finalize(call: &Call<'_>, body: RequestBody) -> Result<Answer, ApiError> {
     let accepted = call.accepted(Endpoint::Objects)?;
@@ -134,13 +146,18 @@ pub(crate) async fn update_scale(call: &Call<'_>, body: RequestBody) -> Result<A
     Ok(finish(call, accepted, done, warnings))
 }
 
-/// PATCH of an object, its status, or its scale.
+/// PATCH of an object, its status, its ephemeral containers, or its scale.
 pub(crate) async fn patch(call: &Call<'_>, body: RequestBody, sub: Option<Subresource>) -> Result<Answer, ApiError> {
     let ty = media::patch_type(call.content_type())?;
     let accepted = call.accepted(Endpoint::Objects)?;
     let options = options::write_options("PatchOptions", call.query)?;
     let body = read_patch(body, ty).await?;
-    let patch = Patch { ty, body: &body, validation: options.validation, of_status: sub == Some(Subresource::Status) };
+    let of = match sub {
+        Some(Subresource::Status) => plan::Part::Status,
+        Some(Subresource::EphemeralContainers) => plan::Part::Ephemeral,
+        _ => plan::Part::Main,
+    };
+    let patch = Patch { ty, body: &body, validation: options.validation, of };
     let done = call
         .app
         .write(call.kind, options.dry_run, |ctx| match sub {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::ephemeral;
 use crate::field::{Fault, Faults, Path};
 use crate::quantity::Quantity;
 use crate::{Tree, meta, validate};
@@ -24,6 +25,7 @@ const ENV_FIELDS: &[&str] = &[
 enum Role {
     Init,
     Main,
+    Ephemeral,
 }
 
 /// All containers of a spec.
@@ -42,6 +44,12 @@ pub(super) fn all(path: &Path<'_>, spec: &Tree, volumes: &BTreeSet<&str>, faults
     for (i, container) in meta::list(spec, "initContainers").iter().enumerate() {
         one(&list.index(i), container, Role::Init, volumes, &mut names, faults);
         sleeps(&list.index(i), container, spec, faults);
+    }
+    let others = names.clone();
+    let list = path.field("ephemeralContainers");
+    for (i, container) in meta::list(spec, "ephemeralContainers").iter().enumerate() {
+        one(&list.index(i), container, Role::Ephemeral, volumes, &mut names, faults);
+        ephemeral::validate(&list.index(i), container, &others, faults);
     }
     host_ports(path, spec, faults);
 }
@@ -72,14 +80,19 @@ fn one<'a>(
     let message = meta::text(container, "terminationMessagePolicy");
     let supported = &["FallbackToLogsOnError", "File"];
     validate::one_of(&path.field("terminationMessagePolicy"), message, supported, faults);
-    ports(&path.field("ports"), container, faults);
+    if role != Role::Ephemeral {
+        ports(&path.field("ports"), container, faults);
+    }
     environment(&path.field("env"), container, faults);
     environment_sources(&path.field("envFrom"), container, faults);
     mounts(&path.field("volumeMounts"), container, volumes, faults);
     let policy = meta::text(container, "imagePullPolicy");
     validate::one_of(&path.field("imagePullPolicy"), policy, &["Always", "IfNotPresent", "Never"], faults);
-    resources(&path.field("resources"), container, faults);
-    life(path, container, role, faults);
+    // What these may not have at all is no fault of another kind as well.
+    if role != Role::Ephemeral {
+        resources(&path.field("resources"), container, faults);
+        life(path, container, role, faults);
+    }
 }
 
 fn ports(path: &Path<'_>, container: &Tree, faults: &mut Faults) {

@@ -11,7 +11,12 @@ const EFFECTS: &[&str] = &["NoSchedule", "PreferNoSchedule", "NoExecute"];
 pub(in crate::kinds) fn template(path: &Path<'_>, template: &Tree, faults: &mut Faults) {
     validate::template_meta(&path.field("metadata"), template, faults);
     serving::validate(&path.field("metadata").field("annotations"), template, faults);
-    spec(&path.field("spec"), template.get("spec").unwrap_or(&Tree::Null), faults);
+    let (path, tree) = (path.field("spec"), template.get("spec").unwrap_or(&Tree::Null));
+    spec(&path, tree, faults);
+    if !meta::list(tree, "ephemeralContainers").is_empty() {
+        let words = "ephemeral containers not allowed in pod template";
+        faults.push(Fault::forbidden(path.field("ephemeralContainers"), words));
+    }
 }
 
 /// The faults of a pod's spec.

@@ -7,6 +7,7 @@ use dhow_types::{Time, Uid};
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod};
 
 use crate::backoff::Backoff;
+use crate::ephemeral::is_ephemeral;
 use crate::message::ProbeKind;
 use crate::probe::ProbeRun;
 
@@ -19,6 +20,8 @@ pub(crate) enum Part {
     Sidecar,
     /// An ordinary container.
     Main,
+    /// One that was added while the pod ran, and is started once.
+    Ephemeral,
 }
 
 /// The end of one attempt of a container.
@@ -116,7 +119,11 @@ impl ContainerRun {
     /// Its part of the pod's spec.
     pub(crate) fn spec<'a>(&self, pod: &'a Pod) -> Option<&'a Container> {
         let spec = pod.spec.as_ref()?;
-        let list = if self.part == Part::Main { Some(&spec.containers) } else { spec.init_containers.as_ref() };
+        let list = match self.part {
+            // They stand behind the ordinary ones, see `ephemeral`.
+            Part::Main | Part::Ephemeral => Some(&spec.containers),
+            Part::Init | Part::Sidecar => spec.init_containers.as_ref(),
+        };
         list?.get(self.index)
     }
 
@@ -141,6 +148,7 @@ impl ContainerRun {
     pub(crate) fn ready(&self) -> bool {
         match self.part {
             Part::Init => matches!(&self.step, Step::Ended(end) if end.exit_code == 0),
+            Part::Ephemeral => false,
             Part::Sidecar | Part::Main => self.started() && self.verdict(ProbeKind::Readiness) != Some(false),
         }
     }
@@ -150,7 +158,7 @@ impl ContainerRun {
         match self.part {
             Part::Init => self.ready(),
             Part::Sidecar => self.started() || matches!(self.step, Step::Ended(_)),
-            Part::Main => true,
+            Part::Main | Part::Ephemeral => true,
         }
     }
 
@@ -183,7 +191,11 @@ impl ContainerRun {
     }
 
     pub(crate) fn field(&self) -> String {
-        let list = if self.part == Part::Main { "containers" } else { "initContainers" };
+        let list = match self.part {
+            Part::Main => "containers",
+            Part::Init | Part::Sidecar => "initContainers",
+            Part::Ephemeral => "ephemeralContainers",
+        };
         format!("spec.{list}{{{}}}", self.name)
     }
 }
@@ -191,6 +203,7 @@ impl ContainerRun {
 pub(crate) fn restarts(part: Part, policy: &str, exit_code: i32) -> bool {
     match (part, policy) {
         (Part::Sidecar, _) => true,
+        (Part::Ephemeral, _) => false,
         (Part::Init, "Never") | (Part::Main, "Never") => false,
         (Part::Init, _) | (Part::Main, "OnFailure") => exit_code != 0,
         (Part::Main, _) => true,
@@ -208,14 +221,28 @@ pub(crate) fn adopt(now: Time, pod: &Pod) -> Vec<ContainerRun> {
         ContainerRun::new(&c.name, part, index, waiting)
     });
     let mains = spec.containers.iter().enumerate();
-    let mains = mains.map(|(index, c)| ContainerRun::new(&c.name, Part::Main, index, waiting));
+    let mains = mains.map(|(index, c)| match is_ephemeral(pod, &c.name) {
+        true => ContainerRun::new(&c.name, Part::Ephemeral, index, "ContainerCreating"),
+        false => ContainerRun::new(&c.name, Part::Main, index, waiting),
+    });
     adopt_stored(now, pod, policy, inits.chain(mains).collect())
+}
+
+/// The ephemeral containers that were added to a pod of which `known` are known.
+pub(crate) fn added(pod: &Pod, known: &[ContainerRun]) -> Vec<ContainerRun> {
+    let containers = pod.spec.iter().flat_map(|spec| spec.containers.iter().enumerate());
+    let new = containers.filter(|(_, c)| is_ephemeral(pod, &c.name) && !known.iter().any(|k| *k.name == *c.name));
+    new.map(|(index, c)| ContainerRun::new(&c.name, Part::Ephemeral, index, "ContainerCreating")).collect()
 }
 
 fn adopt_stored(now: Time, pod: &Pod, policy: &str, mut containers: Vec<ContainerRun>) -> Vec<ContainerRun> {
     let Some(status) = &pod.status else { return containers };
     let stored = |c: &ContainerRun| -> Option<&ContainerStatus> {
-        let list = if c.part == Part::Main { &status.container_statuses } else { &status.init_container_statuses };
+        let list = match c.part {
+            Part::Main => &status.container_statuses,
+            Part::Init | Part::Sidecar => &status.init_container_statuses,
+            Part::Ephemeral => &status.ephemeral_container_statuses,
+        };
         list.iter().flatten().find(|s| *s.name == *c.name)
     };
     for container in &mut containers {
@@ -233,13 +260,13 @@ fn adopt_stored(now: Time, pod: &Pod, policy: &str, mut containers: Vec<Containe
                 finished_at: now,
                 container_id: stored.container_id.clone().unwrap_or_default(),
             };
-            if container.part == Part::Main && policy == "Never" {
+            if container.part == Part::Ephemeral || (container.part == Part::Main && policy == "Never") {
                 container.step = Step::Ended(lost);
             } else {
                 container.last = Some(lost);
             }
         } else if let Some(end) = state.and_then(|s| s.terminated.as_ref()).map(terminated) {
-            if container.part == Part::Main && !restarts(container.part, policy, end.exit_code) {
+            if matches!(container.part, Part::Main | Part::Ephemeral) && !restarts(container.part, policy, end.exit_code) {
                 container.step = Step::Ended(end);
             } else {
                 container.last = Some(end);

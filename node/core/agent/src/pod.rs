@@ -18,7 +18,7 @@ use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use crate::agent::Config;
 use crate::backoff::Backoff;
 use crate::container::{
-    ContainerRun, Halt, Part, Step, Terminated, Waiting, adopt, container_id, restarts, short_duration, time,
+    ContainerRun, Halt, Part, Step, Terminated, Waiting, added, adopt, container_id, restarts, short_duration, time,
 };
 use crate::message::{
     ContainerRef, EventKind, HookKind, In, Keep, Out, PodEvent, PodRef, ProbeKind, ProbeOutcome, StartFault, Written,
@@ -192,7 +192,11 @@ impl PodRun {
     }
 
     pub(crate) fn inits(&self) -> impl Iterator<Item = &ContainerRun> {
-        self.containers.iter().filter(|c| c.part != Part::Main)
+        self.containers.iter().filter(|c| matches!(c.part, Part::Init | Part::Sidecar))
+    }
+
+    pub(crate) fn ephemerals(&self) -> impl Iterator<Item = &ContainerRun> {
+        self.containers.iter().filter(|c| c.part == Part::Ephemeral)
     }
 
     fn spec(&self) -> Option<&PodSpec> {
@@ -330,8 +334,10 @@ impl PodRun {
         self.go_on_halting(now, out);
         let (pod, mut may_start) = (self.pod.clone(), true);
         for at in 0..self.containers.len() {
-            // An init container waits for those before it, a main one for all of them. What ended well stays.
-            if may_start || self.containers[at].exists() {
+            // An init container waits for those before it, a main one for all of them. What ended well stays. Who was
+            // added to look into the pod waits for nobody: it may be stuck.
+            let container = &self.containers[at];
+            if may_start || container.exists() || container.part == Part::Ephemeral {
                 self.drive(at, now, out);
             }
             let container = &self.containers[at];
@@ -455,6 +461,11 @@ impl PodRun {
             self.report.touch(now);
         }
         self.compare(now);
+        let added = added(&self.pod, &self.containers);
+        if !added.is_empty() {
+            self.containers.extend(added);
+            self.report.touch_later(now + RUNNING_WRITE_MS);
+        }
         for at in 0..self.containers.len() {
             self.renew_if_changed(at, now, out);
         }

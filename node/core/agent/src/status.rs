@@ -124,6 +124,7 @@ const INITIALIZED: &str = "Initialized";
 const READY: &str = "Ready";
 const CONTAINERS_READY: &str = "ContainersReady";
 const SCHEDULED: &str = "PodScheduled";
+const DISRUPTED: &str = "DisruptionTarget";
 const OWNED: [&str; 5] = [READY_TO_START, INITIALIZED, READY, CONTAINERS_READY, SCHEDULED];
 
 #[derive(Clone, Debug)]
@@ -215,6 +216,10 @@ impl PodRun {
         }
         let mains = self.mains().map(|c| self.container_status(c)).collect();
         status.insert("containerStatuses".to_owned(), Value::Array(mains));
+        let ephemerals: Vec<_> = self.ephemerals().map(|c| self.container_status(c)).collect();
+        if !ephemerals.is_empty() {
+            status.insert("ephemeralContainerStatuses".to_owned(), Value::Array(ephemerals));
+        }
         Value::Object(status)
     }
 
@@ -275,6 +280,7 @@ impl PodRun {
             Some(unmet) => Some(Unmet { reason: unmet.reason, message: unmet.message.clone() }),
             None => self.closed_gate(),
         };
+        let disruption = self.disruption(now);
         let sandbox = (!self.sandboxed()).then(|| Unmet { reason: "", message: String::new() });
         [
             (READY_TO_START, sandbox),
@@ -285,7 +291,24 @@ impl PodRun {
         ]
         .into_iter()
         .map(|(name, unmet)| condition(&mut self.conditions, now, name, unmet))
+        .chain(disruption)
         .collect()
+    }
+
+    /// Says that the pod failed for the node's sake, so that a Job need not count it.
+    fn disruption(&self, now: Time) -> Option<Value> {
+        let failure = self.failure.as_ref().filter(|failure| failure.disrupted)?;
+        let stored = self.pod.status.as_ref().and_then(|s| s.conditions.as_ref()).into_iter().flatten();
+        let since = stored
+            .filter(|c| c.type_ == DISRUPTED && c.status == "True")
+            .find_map(|c| Some(Time::from_ms(c.last_transition_time.as_ref()?.0.as_millisecond())));
+        Some(json!({
+            "type": DISRUPTED,
+            "status": "True",
+            "reason": "TerminationByKubelet",
+            "message": failure.message,
+            "lastTransitionTime": since.unwrap_or(now).to_rfc3339(),
+        }))
     }
 
     /// The first readiness gate that is not open.

@@ -15,19 +15,28 @@ use serde_json::json;
 /// and its pods.
 const DEFAULT_ACCOUNT: &str = "default";
 
-/// Refuses a new pod that would speak for a ServiceAccount that is not there.
-pub(super) fn check_account(ctx: &Context<'_>, kind: &Kind, tree: &Tree) -> Result<(), ApiError> {
-    let account = meta::text(tree, "spec.serviceAccountName");
-    if kind.resource() != "pods" || matches!(account, "" | DEFAULT_ACCOUNT) {
+/// Refuses a new pod that would speak for a ServiceAccount that is not there. One that names no pull secrets has its
+/// account's.
+pub(super) fn settle_account(ctx: &Context<'_>, kind: &Kind, tree: &mut Tree) -> Result<(), ApiError> {
+    let name = meta::text(tree, "spec.serviceAccountName");
+    if kind.resource() != "pods" || name.is_empty() {
         return Ok(());
     }
     let namespace = meta::namespace(tree);
-    if ctx.view.get(&Key::new("serviceaccounts", namespace, account)).is_some() {
-        return Ok(());
+    let Some(account) = ctx.view.get(&Key::new("serviceaccounts", namespace, name)) else {
+        if name == DEFAULT_ACCOUNT {
+            return Ok(());
+        }
+        let quoted = dhow_api::field::quote(name);
+        let why = format!("error looking up service account {namespace}/{name}: serviceaccount {quoted} not found");
+        return Err(ApiError::refused("pods", meta::name(tree), &why));
+    };
+    let account = account.tree();
+    let secrets = meta::list(&account, "imagePullSecrets");
+    if !secrets.is_empty() && meta::list(tree, "spec.imagePullSecrets").is_empty() {
+        meta::set(tree, "spec.imagePullSecrets", secrets.to_vec());
     }
-    let quoted = dhow_api::field::quote(account);
-    let why = format!("error looking up service account {namespace}/{account}: serviceaccount {quoted} not found");
-    Err(ApiError::refused("pods", meta::name(tree), &why))
+    Ok(())
 }
 
 /// Plans the binding of a pod to the node that a `Binding` names; a pod is bound once.

@@ -69,7 +69,7 @@ impl Cluster {
     fn patch(&mut self, resource: &str, name: &str, ty: PatchType, body: Tree) -> Result<Tree, ApiError> {
         let kind = kinds::by_group_resource(resource).unwrap();
         let namespace = if kind.namespaced { "default" } else { "" };
-        let patch = Patch { ty, body: &body, validation: Validation::Strict, of_status: false };
+        let patch = Patch { ty, body: &body, validation: Validation::Strict, of: Part::Main };
         self.run(|ctx| super::patch(ctx, kind, Name { namespace, name }, patch))
     }
 
@@ -445,7 +445,7 @@ fn a_lease_that_is_only_renewed_may_wait() {
         (json!({"spec": {"renewTime": "2026-01-01T12:00:10.000000Z"}}), true),
         (json!({"spec": {"holderIdentity": "b", "renewTime": "2026-01-01T12:00:10.000000Z"}}), false),
     ] {
-        let patch = Patch { ty: PatchType::Merge, body: &body, validation: Validation::Strict, of_status: false };
+        let patch = Patch { ty: PatchType::Merge, body: &body, validation: Validation::Strict, of: Part::Main };
         let name = Name { namespace: "default", name: "l" };
         assert_eq!(super::patch(&context(&cluster.state), kind, name, patch).unwrap().lazy, lazy, "{body}");
     }
@@ -550,6 +550,30 @@ fn a_pod_speaks_for_an_account_that_exists() {
 }
 
 #[test]
+fn a_pod_pulls_with_its_accounts_secrets_unless_it_names_its_own() {
+    let mut cluster = Cluster::new();
+    let account = json!({"metadata": {"name": "y"}, "imagePullSecrets": [{"name": "of-account"}]});
+    cluster.create("serviceaccounts", account).unwrap();
+    for (account, own, expected) in [
+        ("y", json!(null), "of-account"),
+        ("y", json!([]), "of-account"),
+        ("y", json!([{"name": "own"}]), "own"),
+        ("default", json!(null), ""),
+    ] {
+        let mut pod = pod("");
+        pod["metadata"] = json!({"generateName": "p-"});
+        pod["spec"]["serviceAccountName"] = account.into();
+        if !own.is_null() {
+            pod["spec"]["imagePullSecrets"] = own;
+        }
+        let made = cluster.create("pods", pod).unwrap();
+        let names: Vec<_> =
+            meta::list(&made, "spec.imagePullSecrets").iter().map(|one| meta::text(one, "name").to_owned()).collect();
+        assert_eq!(names.concat(), expected);
+    }
+}
+
+#[test]
 fn a_scale_reads_and_writes_replicas() {
     let mut cluster = Cluster::new();
     let deployment = json!({"metadata": {"name": "d"}, "spec": {
@@ -561,7 +585,7 @@ fn a_scale_reads_and_writes_replicas() {
     let kind = kinds::by_group_resource("deployments.apps").unwrap();
     let name = Name { namespace: "default", name: "d" };
     let body = json!({"spec": {"replicas": 3}});
-    let patch = Patch { ty: PatchType::Merge, body: &body, validation: Validation::Strict, of_status: false };
+    let patch = Patch { ty: PatchType::Merge, body: &body, validation: Validation::Strict, of: Part::Main };
     let scale = cluster.run(|ctx| patch_scale(ctx, kind, name, patch)).unwrap();
     assert_eq!(scale["spec"]["replicas"], 3);
     assert_eq!(scale["status"]["selector"], "a=b,app=d");
@@ -724,4 +748,42 @@ fn nonsense_is_refused_and_never_panics() {
             let _ = scale_of(&tree);
         }
     }
+}
+
+#[test]
+fn ephemeral_containers_are_added_by_their_own_door_and_stay() {
+    let mut cluster = Cluster::new();
+    cluster.create("pods", pod("p")).unwrap();
+    let patch = |cluster: &mut Cluster, body: Tree| {
+        let kind = kinds::by_group_resource("pods").unwrap();
+        let patch =
+            Patch { ty: PatchType::Strategic, body: &body, validation: Validation::Strict, of: Part::Ephemeral };
+        cluster.run(|ctx| super::patch(ctx, kind, Name { namespace: "default", name: "p" }, patch))
+    };
+    let added = |name: &str, image: &str| json!({"spec": {"ephemeralContainers": [{"name": name, "image": image}]}});
+    let mut body = added("d", "toolbox:1");
+    body["spec"]["activeDeadlineSeconds"] = json!(5);
+    body["metadata"] = json!({"labels": {"a": "b"}});
+    let changed = patch(&mut cluster, body).unwrap();
+    assert_eq!(meta::text(&changed["spec"]["ephemeralContainers"][0], "terminationMessagePolicy"), "File");
+    assert_eq!((changed["spec"].get("activeDeadlineSeconds"), meta::label(&changed, "a")), (None, None));
+    assert_eq!(meta::generation(&changed), 2);
+    patch(&mut cluster, added("e", "toolbox:1")).unwrap();
+    let names: Vec<Tree> = meta::list(&cluster.get("pods", "p").unwrap(), "spec.ephemeralContainers")
+        .iter()
+        .map(|container| container["name"].clone())
+        .collect();
+    assert_eq!(names.len(), 2, "{names:?}");
+    for (body, part) in [
+        (added("d", "other:1"), "existing ephemeral containers \\\"d\\\" may not be changed"),
+        (json!({"spec": {"ephemeralContainers": [{"name": "d", "$patch": "delete"}]}}), "may not be removed"),
+        (added("c", "toolbox:1"), "Duplicate value"),
+    ] {
+        let error = format!("{:?}", patch(&mut cluster, body).unwrap_err());
+        assert!(error.contains(part), "{error}");
+    }
+    // By the main door nothing of them changes.
+    let error = cluster.merge("pods", "p", json!({"spec": {"ephemeralContainers": []}})).unwrap_err();
+    assert!(error.message.contains("spec.ephemeralContainers"), "{}", error.message);
+    cluster.merge("pods", "p", json!({"metadata": {"labels": {"a": "b"}}})).unwrap();
 }

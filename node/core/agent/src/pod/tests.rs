@@ -2,6 +2,7 @@
 
 use super::*;
 
+mod ephemeral;
 mod ignored;
 mod lifecycle;
 
