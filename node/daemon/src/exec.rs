@@ -1,5 +1,9 @@
-//! Commands inside of a pod: the container's own image, entered once more in the pod's sandbox with other arguments. A
-//! Wasm image holds one program, so there is no other that a command could name.
+//! Commands inside of a pod: a program, entered in the pod's sandbox with the same files, network, environment, and
+//! limits as the container itself.
+//!
+//! A Wasm image holds one program, so which one a command means is told from its first word: a path to a `.wasm` file
+//! that the container sees; else an applet of the toolbox, which every node has; else the container's own program, which
+//! gets all the words.
 
 use std::time::Duration;
 
@@ -9,6 +13,8 @@ use dhow_runtime_contract::EntryPoint;
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::runner::{Shared, container_spec};
+use crate::toolbox;
+use crate::view::{Located, View};
 
 /// What is kept of the output of a probe's or hook's command for its message.
 const OUTPUT_BYTES_MAX: usize = 10 * 1024;
@@ -31,7 +37,8 @@ pub(crate) async fn run(
     timeout: Duration,
 ) -> Result<(), String> {
     let capture = Io::Capture { max_bytes: OUTPUT_BYTES_MAX };
-    let container = Owned(start(shared, at, pod, command, capture).await?);
+    let command = Command { words: command, io: capture, env: Vec::new() };
+    let Started { container, .. } = start(shared, at, pod, command).await?;
     match tokio::time::timeout(timeout, container.0.wait()).await {
         Ok(exit) if exit.code == 0 => Ok(()),
         Ok(exit) => {
@@ -42,34 +49,70 @@ pub(crate) async fn run(
     }
 }
 
-/// Starts a command in a container's sandbox. Its first word is a path to a `.wasm` file that the container sees; else
-/// the container's own program gets all the words.
-pub(crate) async fn start(
-    shared: &Shared,
-    at: &ContainerRef,
-    pod: &Pod,
-    command: Vec<String>,
-    io: Io,
-) -> Result<Container, String> {
+/// A command that runs.
+pub(crate) struct Started {
+    pub(crate) container: Owned,
+    /// Whether it is the toolbox, which hears a terminal's keys as bytes.
+    pub(crate) is_toolbox: bool,
+}
+
+/// What is to be run, and how.
+pub(crate) struct Command {
+    pub(crate) words: Vec<String>,
+    pub(crate) io: Io,
+    /// Variables beside those of the container.
+    pub(crate) env: Vec<(String, String)>,
+}
+
+/// The program that a command means.
+enum Program {
+    File(Located),
+    Toolbox,
+    Own,
+}
+
+fn program_of(words: &[String], view: &View) -> Program {
+    let Some(word) = words.first() else { return Program::Own };
+    match view.locate(word).filter(|_| word.ends_with(".wasm")) {
+        Some(file) => Program::File(file),
+        None if dhow_toolbox::applet(word).is_some() => Program::Toolbox,
+        None => Program::Own,
+    }
+}
+
+/// Starts a command in a container's sandbox.
+pub(crate) async fn start(shared: &Shared, at: &ContainerRef, pod: &Pod, command: Command) -> Result<Started, String> {
+    let Command { words, io, env } = command;
     let sandbox = shared.sandboxes.with(&at.uid, |s| {
         let attempt = s.running.get(&at.container).map(|running| running.attempt);
         (s.net.clone(), s.ip, s.volumes.clone(), s.images.get(&at.container).cloned().zip(attempt))
     });
     let (net, ip, volumes, found) = sandbox.ok_or("the container is gone")?;
-    let (image, attempt) = found.ok_or("the container is gone")?;
+    let (own, attempt) = found.ok_or("the container is gone")?;
     let fault = |fault: StartFault| match fault {
         StartFault::Config(why) | StartFault::Create(why) | StartFault::Run(why) => why,
     };
     let (mut spec, view) = container_spec(shared, pod, at, attempt, ip, &volumes).await.map_err(fault)?;
-    let image = match command.first().filter(|word| word.ends_with(".wasm")).and_then(|word| view.locate(word)) {
-        Some(file) => shared.images.in_container(file).await?,
-        None => image,
+    let which = program_of(&words, &view);
+    let is_toolbox =
+        matches!(which, Program::Toolbox) || (matches!(which, Program::Own) && toolbox::runs_in(pod, &at.container));
+    let image = match which {
+        Program::File(file) => shared.images.in_container(file).await?,
+        Program::Toolbox => shared.images.toolbox().await?,
+        Program::Own => own,
     };
     let program = shared.images.program(&image).await.map_err(fault)?;
     if program.entry() != EntryPoint::Command {
         return Err("the program has no command to run: it only answers HTTP requests".to_owned());
     }
-    spec.args = command;
+    if is_toolbox && matches!(io, Io::Streams { .. }) && view.locate(dhow_toolbox::STATE_DIR).is_none() {
+        spec.mounts.extend(toolbox::tell(shared, at, attempt).await);
+    }
+    let missing = env.into_iter().filter(|(name, _)| !spec.env.iter().any(|(given, _)| given == name));
+    let missing: Vec<_> = missing.collect();
+    spec.env.extend(missing);
+    spec.args = words;
     spec.name = format!("{}-exec", at.container);
-    Ok(shared.engine.start(&program, spec, io, net))
+    let container = Owned(shared.engine.start(&program, spec, io, net));
+    Ok(Started { container, is_toolbox })
 }

@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 
 use crate::flights::Flights;
 use crate::objects::ObjectReader;
+use crate::toolbox::Toolbox;
 use crate::view::Located;
 
 /// Different images that are fetched at the same time; more would share the same line.
@@ -36,6 +37,7 @@ pub(crate) struct Images {
     allow_files: bool,
     pulls: Flights<Key, Pulled>,
     pulling: Semaphore,
+    toolbox: Toolbox,
 }
 
 /// One image for one container.
@@ -53,7 +55,8 @@ impl Images {
         (registries, allow_files): (Registries, bool),
     ) -> Self {
         let (pulls, pulling) = (Flights::new(), Semaphore::new(PULLS_MAX));
-        Self { store, client, registries, engine, allow_files, pulls, pulling }
+        let toolbox = Toolbox::new(store.dir());
+        Self { store, client, registries, engine, allow_files, pulls, pulling, toolbox }
     }
 
     /// The node's store.
@@ -74,14 +77,18 @@ impl Images {
         began: impl Future<Output = ()> + Send,
     ) -> Result<(Image, PulledImage), PullFault> {
         let Wanted { image: name, policy, pod } = wanted;
+        if dhow_toolbox::is_image(name) {
+            return self.toolbox.pulled().await.map_err(|err| PullFault::Failed(err.to_string()));
+        }
         let namespace = pod.metadata.namespace.clone().unwrap_or_default();
         let names = secret_names(pod);
         let secrets = if names.is_empty() { Keyring::default() } else { keyring(objects, &namespace, &names).await };
-        if self.store.would_ask(name, policy, self.sources(&secrets)).await {
+        let asks = self.store.would_ask(name, policy, self.sources(&secrets)).await;
+        if asks {
             began.await;
         }
         let key = (name.to_owned(), policy as u8, if names.is_empty() { String::new() } else { namespace }, names);
-        let (image, took_ms) = self.pulls.get(&key, || self.pull_now(name, policy, &secrets)).await?;
+        let (image, took_ms) = self.pulls.get(&key, || self.pull_now(name, policy, &secrets, asks)).await?;
         let pulled = PulledImage {
             image_id: image_id(name, &image.manifest),
             size: image.size,
@@ -92,12 +99,16 @@ impl Images {
     }
 
     fn sources<'a>(&'a self, secrets: &'a Keyring) -> Sources<'a> {
-        Sources { client: &self.client, registries: &self.registries, secrets, allow_files: self.allow_files }
+        Sources { client: Some(&self.client), registries: &self.registries, secrets, allow_files: self.allow_files }
     }
 
-    async fn pull_now(&self, name: &str, policy: PullPolicy, secrets: &Keyring) -> Pulled {
+    async fn pull_now(&self, name: &str, policy: PullPolicy, secrets: &Keyring, asks: bool) -> Pulled {
         let began = tokio::time::Instant::now();
-        let _permit = self.pulling.acquire().await.expect("the semaphore is never closed");
+        // What is here does not wait for what is being fetched.
+        let _permit = match asks {
+            true => Some(self.pulling.acquire().await.expect("the semaphore is never closed")),
+            false => None,
+        };
         match self.store.pull(name, policy, self.sources(secrets)).await {
             Ok(image) => Ok((image, u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX))),
             Err(PullError::InvalidName { why, .. }) => Err(PullFault::InvalidName(why)),
@@ -107,6 +118,12 @@ impl Images {
         }
     }
 
+    /// The image that every node has.
+    pub(crate) async fn toolbox(&self) -> Result<Image, String> {
+        let image = self.toolbox.image().await;
+        image.map_err(|err| format!("the toolbox cannot be written to the node's disk: {err}"))
+    }
+
     /// A program that lies in a container's files.
     pub(crate) async fn in_container(&self, file: Located) -> Result<Image, String> {
         let path = tokio::task::spawn_blocking(move || file.real()).await.map_err(|err| err.to_string())?;
@@ -114,7 +131,8 @@ impl Images {
         let name = format!("file://{}", path.display());
         // What the container may do, its files may: they are no images, and no policy is for them.
         let (registries, secrets) = (Registries::default(), Keyring::default());
-        let sources = Sources { client: &self.client, registries: &registries, secrets: &secrets, allow_files: true };
+        let sources =
+            Sources { client: Some(&self.client), registries: &registries, secrets: &secrets, allow_files: true };
         let pulled = self.store.pull(&name, PullPolicy::IfNotPresent, sources).await;
         pulled.map_err(|err| {
             // Where it lies on the node is not for the pod's owner to know.

@@ -3,7 +3,10 @@
 //! | request | answer |
 //! |---|---|
 //! | `GET /healthz` | `ok` |
+//! | `GET /stats/summary` | what the node and its pods use |
+//! | `GET /metrics`, `/metrics/resource`, `/metrics/cadvisor` | the same for Prometheus |
 //! | `GET /containerLogs/<ns>/<pod>/<container>?…` | the log, chunked |
+//! | `GET /coreDump/<ns>/<pod>/<container>` | the latest core dump |
 //! | `GET /portForward/<ns>/<pod>/<port>` with `Upgrade: dhow-portforward` | 101, then the bytes of one connection |
 //! | `GET /exec/<ns>/<pod>/<container>?command=…` with `Upgrade: dhow-channels` | 101, then the channels of a command |
 //! | `GET /attach/<ns>/<pod>/<container>?…` with `Upgrade: dhow-channels` | 101, then the channels of the program that runs |
@@ -26,15 +29,19 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
+use tokio::io::AsyncReadExt as _;
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::clock::now;
 use crate::logs::{LogOptions, LogReader, decode};
 use crate::runner::Shared;
 use crate::sessions::{self, Wanted};
+use crate::{metrics, stats, toolbox, usage};
 
 /// Streams that are served at the same time: followed logs and forwarded connections. More wait.
 pub(crate) const STREAMS_MAX: usize = 512;
+/// A core dump is read in pieces of this size.
+const DUMP_PIECE_BYTES: usize = 128 * 1024;
 /// The protocol that a port-forward is upgraded to.
 const PORT_FORWARD: &str = "dhow-portforward";
 /// The protocol of sessions: frames of several channels.
@@ -76,8 +83,13 @@ async fn answer(shared: Arc<Shared>, tasks: Tasks, request: Request<Incoming>) -
     let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
     let result = match (request.method(), parts.as_slice()) {
         (&Method::GET, ["healthz"]) => Ok(Response::new(full("ok"))),
+        (&Method::GET, ["stats", "summary"]) => stats_summary(&shared, request.uri().query().unwrap_or_default()),
+        (&Method::GET, ["metrics", which @ ..]) => metrics_page(&shared, which),
         (&Method::GET, ["containerLogs", namespace, pod, container]) => {
             container_logs(&shared, (namespace, pod, container), request.uri().query().unwrap_or_default())
+        }
+        (&Method::GET, ["coreDump", namespace, pod, container]) => {
+            core_dump(&shared, (namespace, pod, container)).await
         }
         (&Method::GET, ["portForward", namespace, pod, port]) => {
             port_forward(&shared, &tasks, (namespace, pod, port), request)
@@ -99,6 +111,29 @@ async fn answer(shared: Arc<Shared>, tasks: Tasks, request: Request<Incoming>) -
 
 fn full(text: &str) -> Body {
     Full::new(Bytes::copy_from_slice(text.as_bytes())).map_err(|never| match never {}).boxed_unsync()
+}
+
+fn stats_summary(shared: &Shared, query: &str) -> Result<Response<Body>, Refusal> {
+    let summary = stats::summary(&shared.node, &usage::read(shared), stats::Extent::of(query));
+    Ok(typed("application/json", &summary.to_string()))
+}
+
+fn metrics_page(shared: &Shared, which: &[&str]) -> Result<Response<Body>, Refusal> {
+    let reading = usage::read(shared);
+    let page = match which {
+        [] => metrics::agent(&reading, shared.layout.root()),
+        ["resource"] => metrics::resource(&reading),
+        ["cadvisor"] => metrics::containers(&reading),
+        _ => return Err(Refusal(StatusCode::NOT_FOUND, format!("no such metrics: {}", which.join("/")))),
+    };
+    let page = page.map_err(|err| Refusal(StatusCode::INTERNAL_SERVER_ERROR, err.to_string()))?;
+    Ok(typed(metrics::CONTENT_TYPE, &page))
+}
+
+fn typed(content_type: &'static str, text: &str) -> Response<Body> {
+    let mut response = Response::new(full(text));
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(content_type));
+    response
 }
 
 fn container_logs(
@@ -139,12 +174,44 @@ fn container_logs(
     Ok(response)
 }
 
+/// The latest dump of a container, piece by piece.
+async fn core_dump(
+    shared: &Shared,
+    (namespace, name, container): (&str, &str, &str),
+) -> Result<Response<Body>, Refusal> {
+    let none = |why: String| Refusal(StatusCode::NOT_FOUND, why);
+    let (_, pod) =
+        shared.sandboxes.find(namespace, name).ok_or_else(|| none(format!("pod \"{name}\" not found on this node")))?;
+    let logs = shared.layout.logs(&pod, container);
+    let path = logs.and_then(|logs| logs.latest_core()).ok_or_else(|| {
+        let how = if dhow_agent::spec::wants_core_dump(&pod) {
+            "it has not trapped, or has more memory than is dumped"
+        } else {
+            "annotate the pod with `dhow.dev/core-dump: \"true\"` before it traps"
+        };
+        none(format!("container \"{container}\" in pod \"{name}\" has left no core dump: {how}"))
+    })?;
+    let failed =
+        |err: std::io::Error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, format!("the dump cannot be read: {err}"));
+    let file = tokio::fs::File::open(path).await.map_err(failed)?;
+    let pieces = stream::try_unfold(file, |mut file| async move {
+        let mut piece = bytes::BytesMut::with_capacity(DUMP_PIECE_BYTES);
+        let read = file.read_buf(&mut piece).await?;
+        Ok((read > 0).then(|| (Frame::data(piece.freeze()), file)))
+    });
+    let mut response = Response::new(StreamBody::new(pieces).boxed_unsync());
+    let kind = header::HeaderValue::from_static("application/octet-stream");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    Ok(response)
+}
+
 /// What a container that has never run waits for, as its stored status says; in a kubelet's words.
 fn waiting_for(pod: &Pod, container: &str) -> String {
     let status = pod.status.as_ref();
     let mut statuses = status
         .into_iter()
-        .flat_map(|s| s.init_container_statuses.iter().flatten().chain(s.container_statuses.iter().flatten()));
+        .flat_map(|s| s.init_container_statuses.iter().flatten().chain(s.container_statuses.iter().flatten()))
+        .chain(status.into_iter().flat_map(|s| s.ephemeral_container_statuses.iter().flatten()));
     let waiting = statuses.find(|s| s.name == container).and_then(|s| s.state.as_ref()?.waiting.as_ref());
     match waiting.and_then(|waiting| waiting.reason.as_deref()) {
         Some("ErrImagePull") => "image can't be pulled".to_owned(),
@@ -197,7 +264,9 @@ fn session(
             match kind {
                 Session::Exec => sessions::exec(&shared, &at, &pod, wanted, TokioIo::new(stream)).await,
                 Session::Attach => {
-                    let ended = sessions::attach(&running.container, wanted, TokioIo::new(stream)).await;
+                    let is_toolbox = toolbox::runs_in(&pod, &at.container);
+                    let joined = sessions::Joined { container: &running.container, is_toolbox };
+                    let ended = sessions::attach(joined, wanted, TokioIo::new(stream)).await;
                     if once {
                         running.container.close_stdin().await;
                     }

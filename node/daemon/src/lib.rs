@@ -5,7 +5,8 @@
 //! wishes; `network` feeds the switch; `control` keeps a
 //! link to each control node; `register` keeps the Node object
 //! and its lease; `renew` the node's certificate; `kubelet` answers the control node (`logs`, port-forward, and
-//! `sessions`: exec, attach). [`join`] gives a new node its identity.
+//! `sessions`: exec, attach; `stats`, `metrics`: what all use, read by `usage`); `eviction` ends pods that use too much.
+//! [`join`] gives a new node its identity.
 //!
 //! Invariants: decides nothing about pods. Every task belongs to a group that [`Node::stop`] ends; every queue is
 //! bounded. Stopping leaves the API's objects as they are. A name from the API never leaves the data directory
@@ -16,17 +17,22 @@ mod api;
 mod clock;
 mod config;
 mod control;
+mod disk_use;
 mod events;
+mod eviction;
 mod exec;
 mod flights;
+mod gc;
 mod grpc;
 mod hooks;
+mod host;
 mod images;
 mod join;
 mod kubelet;
 mod last_word;
 mod layout;
 mod logs;
+mod metrics;
 mod network;
 mod node;
 mod objects;
@@ -36,10 +42,14 @@ mod renew;
 mod runner;
 mod sandbox;
 mod sessions;
+mod stats;
+mod toolbox;
 mod tty;
+mod usage;
 mod view;
 mod volumes;
 
 pub use config::Config;
+pub use dhow_agent::eviction::Thresholds;
 pub use join::{JoinError, JoinedIdentity, join};
 pub use node::{Node, NodeError};

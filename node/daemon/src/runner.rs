@@ -16,10 +16,11 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use dhow_agent::env::{self, Place, ServiceLink};
+use dhow_agent::eviction::{Evictor, Pressure, Thresholds};
 use dhow_agent::ipam::Ipam;
 use dhow_agent::volumes;
 use dhow_agent::{
-    Agent, ContainerRef, In, Keep, Out, PodRef, ProbeKind, ProbeOutcome, PullFault, StartFault, files, spec,
+    Agent, ContainerRef, In, Keep, Out, PodRef, ProbeKind, ProbeOutcome, PullFault, StartFault, ephemeral, files, spec,
 };
 use dhow_client::{Client, Event};
 use dhow_engine::{Engine, Io};
@@ -41,10 +42,11 @@ use crate::layout::{self, Layout};
 use crate::objects::ObjectReader;
 use crate::register::Standing;
 use crate::sandbox::{Running, Sandbox, Sandboxes};
+use crate::usage::Meters;
 use crate::view::View;
 use crate::volumes::host_path::HostPaths;
 use crate::volumes::refresh::Refresh;
-use crate::{api, exec, hooks, probes, volumes as disk};
+use crate::{api, eviction, exec, hooks, probes, volumes as disk};
 
 /// Answers that wait for the loop. A task that finds it full waits.
 const ANSWERS_MAX: usize = 1024;
@@ -82,6 +84,11 @@ pub(crate) struct Shared {
     /// What the watch of nodes shows of this one.
     pub(crate) standing: watch::Sender<Standing>,
     pub(crate) events: Recorder,
+    pub(crate) meters: Meters,
+    /// What the node is short of.
+    pub(crate) pressure: watch::Sender<Pressure>,
+    /// When pods have to leave for the node's sake.
+    pub(crate) thresholds: Thresholds,
     /// Held while volumes are written.
     pub(crate) disk: Semaphore,
     pub(crate) host_paths: HostPaths,
@@ -145,7 +152,10 @@ pub(crate) async fn keep_running(shared: Arc<Shared>, ipam: Ipam, stop: Stop) {
         let mut work = JoinSet::new();
         let (events, pods) = mpsc::channel(PODS_QUEUE_MAX);
         work.spawn(watch_pods(shared.client.clone(), shared.node.clone(), events, stop.clone()));
-        work.spawn(Runner::new(shared.clone(), ipam.clone()).run(pods, stop.clone()));
+        let runner = Runner::new(shared.clone(), ipam.clone());
+        let evictor = Evictor::new(shared.thresholds.clone());
+        work.spawn(eviction::run(shared.clone(), evictor, runner.answers.clone(), stop.clone()));
+        work.spawn(runner.run(pods, stop.clone()));
         let panicked = matches!(work.join_next().await, Some(Err(_)));
         if !panicked {
             // Told to stop: the other one ends as well.
@@ -386,7 +396,7 @@ impl Runner {
 
 fn parse(tree: &dhow_api::Tree) -> Option<Arc<Pod>> {
     match <Pod as serde::Deserialize>::deserialize(tree) {
-        Ok(pod) => Some(Arc::new(pod)),
+        Ok(pod) => Some(Arc::new(ephemeral::joined(pod))),
         Err(err) => {
             let name = tree.pointer("/metadata/name").and_then(|n| n.as_str()).unwrap_or_default();
             tracing::warn!(name, %err, "a pod cannot be understood and is left alone");
@@ -534,6 +544,7 @@ async fn start_container(
         logs.prune(attempt);
     }
     let log = logs.file(attempt);
+    spec.core_dump = spec::wants_core_dump(&pod).then(|| logs.core(attempt));
     let last_word = spec::container(&pod, &at.container).map(|container| LastWord::of(container, &view, private, &log));
     let io = Io::Log(LogConfig { path: log, max_bytes: LOG_BYTES_MAX, max_files: LOG_FILES_MAX });
     let container = shared.engine.start(&program, spec, io, net);

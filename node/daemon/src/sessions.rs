@@ -1,9 +1,14 @@
 //! Sessions of clients in containers: `exec` starts a command in a pod's sandbox, `attach` joins the program that runs.
 //!
+//! A terminal's size is told to the program at its start, as `COLUMNS` and `LINES`; no interface of a guest could tell it
+//! of another one later.
+//!
 //! A session is one stream of [`channels`]: what the client types comes in, what the program says goes out, and at the
 //! end a `Status` says how it went. It ends with the client: a command that nobody hears is ended too.
 
+use std::convert::Infallible;
 use std::io;
+use std::time::Duration;
 
 use dhow_agent::ContainerRef;
 use dhow_engine::{Container, Io};
@@ -11,16 +16,21 @@ use dhow_quic::channels::{Channel, read_frame, write_frame};
 use dhow_runtime_contract::Exit;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{
+    AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, DuplexStream, duplex,
+};
 use tokio::sync::Mutex;
 
-use crate::exec;
+use crate::exec::{self, Command, Started};
 use crate::logs::pairs;
 use crate::runner::Shared;
-use crate::tty::{self, Key, Line};
+use crate::toolbox;
+use crate::tty::{self, Key, Keys, Line};
 
 /// What waits between the client and the program, in each direction.
 const PIPE_BYTES: usize = 64 * 1024;
+/// How long a client may take to tell the size of its terminal before its command is started without.
+const SIZE_TIMEOUT: Duration = Duration::from_millis(200);
 /// The exit code of a command that its client interrupted: 128 + SIGINT.
 const CODE_INTERRUPTED: i32 = 130;
 
@@ -76,9 +86,11 @@ pub(crate) async fn exec(
         tty: wanted.tty,
     };
     let (reader, writer) = tokio::io::split(Box::pin(stream));
-    let client = Client::new(wanted.clone(), writer);
-    let container = match exec::start(shared, at, pod, wanted.command, io).await {
-        Ok(container) => exec::Owned(container),
+    let (mut reader, client) = (BufReader::new(reader), Client::new(wanted.clone(), writer));
+    let env = if wanted.tty { terminal(&mut reader).await? } else { Vec::new() };
+    let command = Command { words: wanted.command, io, env };
+    let Started { container, is_toolbox } = match exec::start(shared, at, pod, command).await {
+        Ok(started) => started,
         Err(why) => return client.end(failed_to_start(&why)).await,
     };
     let ended = async {
@@ -86,9 +98,16 @@ pub(crate) async fn exec(
         let (out, err, exit) = tokio::join!(out, err, container.0.wait());
         out.and(err).map(|()| exit)
     };
+    let telling = async {
+        if is_toolbox {
+            toolbox::keep_telling(shared, at).await;
+        }
+        std::future::pending::<Infallible>().await
+    };
     let exit = tokio::select! {
         exit = ended => exit?,
-        left = client.feed(reader, Stdin::Pipe(Some(stdin))) => match left? {
+        never = telling => match never {},
+        left = client.feed(reader, Stdin::Pipe(Some(stdin)), keys(is_toolbox)) => match left? {
             Left::Gone => return Ok(()),
             Left::Interrupted => return client.end(terminated(CODE_INTERRUPTED)).await,
         },
@@ -96,9 +115,40 @@ pub(crate) async fn exec(
     client.end(status_of(&exit)).await
 }
 
+/// Who acts on the keys of a terminal.
+fn keys(is_toolbox: bool) -> Keys {
+    if is_toolbox { Keys::Program } else { Keys::Session }
+}
+
+/// What a program is told of its terminal. Clients tell its size first of all; one that does not is not waited for.
+async fn terminal(reader: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Vec<(String, String)>> {
+    let mut env = vec![("TERM".to_owned(), "xterm".to_owned())];
+    // Looking does not consume: only what begins with a whole frame's first byte is read.
+    let begun = tokio::time::timeout(SIZE_TIMEOUT, reader.fill_buf()).await;
+    let Some(Ok([first, ..])) = begun.ok() else { return Ok(env) };
+    if *first != Channel::Resize as u8 {
+        return Ok(env);
+    }
+    let Some((_, bytes)) = read_frame(reader).await? else { return Ok(env) };
+    let size: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    for (field, name) in [("Width", "COLUMNS"), ("Height", "LINES")] {
+        if let Some(value) = size[field].as_u64().filter(|value| (1..=u64::from(u16::MAX)).contains(value)) {
+            env.push((name.to_owned(), value.to_string()));
+        }
+    }
+    Ok(env)
+}
+
+/// A container that a client joins.
+pub(crate) struct Joined<'a> {
+    pub(crate) container: &'a Container,
+    /// Whether it is the toolbox, which hears a terminal's keys as bytes.
+    pub(crate) is_toolbox: bool,
+}
+
 /// Joins a client to the program that runs, to the end of either.
 pub(crate) async fn attach(
-    container: &Container,
+    Joined { container, is_toolbox }: Joined<'_>,
     wanted: Wanted,
     stream: impl AsyncRead + AsyncWrite + Send,
 ) -> io::Result<()> {
@@ -116,7 +166,7 @@ pub(crate) async fn attach(
     let exit = tokio::select! {
         exit = ended => exit?,
         // The program goes on without its client.
-        left = client.feed(reader, Stdin::Container(container)) => return left.map(drop),
+        left = client.feed(reader, Stdin::Container(container), keys(is_toolbox)) => return left.map(drop),
     };
     client.end(status_of(&exit)).await
 }
@@ -192,13 +242,13 @@ impl<W: AsyncWrite + Unpin> Client<W> {
     }
 
     /// Passes on what the client types, until it is gone.
-    async fn feed(&self, mut from: impl AsyncRead + Unpin, mut to: Stdin<'_>) -> io::Result<Left> {
+    async fn feed(&self, mut from: impl AsyncRead + Unpin, mut to: Stdin<'_>, keys: Keys) -> io::Result<Left> {
         let mut line = Line::default();
         while let Some((channel, bytes)) = read_frame(&mut from).await? {
             match channel {
                 Channel::Stdin if !self.wanted.stdin => {}
                 Channel::Stdin if self.wanted.tty => {
-                    let typed = line.take(&bytes);
+                    let typed = line.take(&bytes, keys);
                     self.send(Channel::Stdout, &typed.echo).await?;
                     to.put(&typed.lines).await;
                     match typed.key {
@@ -209,7 +259,7 @@ impl<W: AsyncWrite + Unpin> Client<W> {
                 }
                 Channel::Stdin => to.put(&bytes).await,
                 Channel::Close if bytes.as_ref() == [Channel::Stdin as u8] => to.end().await,
-                // No interface of a guest tells the size of a terminal.
+                // No interface of a guest tells that the size of a terminal has changed.
                 _ => {}
             }
         }
@@ -270,11 +320,34 @@ mod tests {
         for (channel, bytes) in [(Channel::Stdin, &b"one"[..]), (Channel::Resize, b"{}"), (Channel::Close, &[0])] {
             write_frame(&mut sent, channel, bytes).await.unwrap();
         }
-        assert!(matches!(client.feed(sent.as_slice(), Stdin::Pipe(Some(typed))).await.unwrap(), Left::Gone));
+        assert!(matches!(
+            client.feed(sent.as_slice(), Stdin::Pipe(Some(typed)), Keys::Session).await.unwrap(),
+            Left::Gone
+        ));
         let mut heard = String::new();
         let mut guest = guest;
         guest.read_to_string(&mut heard).await.unwrap();
         assert_eq!(heard, "one");
+    }
+
+    #[tokio::test]
+    async fn a_program_is_told_the_size_of_its_terminal_if_that_comes_first() {
+        for (channel, bytes, expected) in [
+            (Channel::Resize, &br#"{"Width":120,"Height":40}"#[..], "TERM=xterm COLUMNS=120 LINES=40"),
+            (Channel::Resize, b"nonsense", "TERM=xterm"),
+            (Channel::Stdin, b"typed", "TERM=xterm"),
+        ] {
+            let mut sent = Vec::new();
+            write_frame(&mut sent, channel, bytes).await.unwrap();
+            write_frame(&mut sent, Channel::Stdin, b"after").await.unwrap();
+            let mut reader = BufReader::new(sent.as_slice());
+            let env = terminal(&mut reader).await.unwrap();
+            let env: Vec<_> = env.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            assert_eq!(env.join(" "), expected);
+            let next = read_frame(&mut reader).await.unwrap().unwrap();
+            let expected = if channel == Channel::Stdin { &b"typed"[..] } else { b"after" };
+            assert_eq!(next.1.as_ref(), expected, "nothing is lost");
+        }
     }
 
     #[tokio::test]
@@ -285,7 +358,10 @@ mod tests {
         for bytes in [&b"hx\x7fi\r"[..], b"\x03late"] {
             write_frame(&mut sent, Channel::Stdin, bytes).await.unwrap();
         }
-        assert!(matches!(client.feed(sent.as_slice(), Stdin::Pipe(Some(typed))).await.unwrap(), Left::Interrupted));
+        assert!(matches!(
+            client.feed(sent.as_slice(), Stdin::Pipe(Some(typed)), Keys::Session).await.unwrap(),
+            Left::Interrupted
+        ));
         let mut heard = String::new();
         guest.read_to_string(&mut heard).await.unwrap();
         assert_eq!(heard, "hi\n");

@@ -4,10 +4,20 @@
 /// The longest line, as Linux has it. What is typed beyond it is not taken.
 const LINE_BYTES_MAX: usize = 4095;
 
+/// Who acts on `^C` and `^D`. No signal reaches a WebAssembly program, so that most cannot: the session does it for them.
+/// The toolbox reads them as bytes, as from a raw terminal, and ends what runs in its foreground.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keys {
+    /// The session.
+    Session,
+    /// The program.
+    Program,
+}
+
 /// A key with a meaning for the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Key {
-    /// `^C`: the program is to end.
+    /// `^C`, or `^\` where that is the program's: the program is to end.
     Interrupt,
     /// `^D` on an empty line: the input is at its end.
     End,
@@ -30,7 +40,7 @@ pub(crate) struct Line(Vec<u8>);
 
 impl Line {
     /// Takes what was typed.
-    pub(crate) fn take(&mut self, bytes: &[u8]) -> Typed {
+    pub(crate) fn take(&mut self, bytes: &[u8], keys: Keys) -> Typed {
         let mut typed = Typed::default();
         for &byte in bytes {
             match byte {
@@ -46,6 +56,19 @@ impl Line {
                     while !self.0.is_empty() {
                         self.rub_out(&mut typed.echo);
                     }
+                }
+                0x03 if keys == Keys::Program => {
+                    self.0.clear();
+                    typed.echo.extend(b"^C\r\n");
+                    typed.lines.push(byte);
+                }
+                0x04 if keys == Keys::Program && self.0.is_empty() => typed.lines.push(byte),
+                // ^\: for a program that does not look at ^C.
+                0x1c => {
+                    self.0.clear();
+                    typed.echo.extend(b"^\\\r\n");
+                    typed.key = Some(Key::Interrupt);
+                    break;
                 }
                 0x03 => {
                     self.0.clear();
@@ -110,7 +133,21 @@ mod tests {
             ("ab\x03cd\r", "ab^C\r\n", "", Some(Key::Interrupt)),
             ("\x1b\x01\r", "\r\n", "\n", None),
         ] {
-            let found = Line::default().take(typed.as_bytes());
+            let found = Line::default().take(typed.as_bytes(), Keys::Session);
+            let expected = Typed { echo: echo.into(), lines: lines.into(), key };
+            assert_eq!(found, expected, "{typed:?}");
+        }
+    }
+
+    #[test]
+    fn a_program_that_reads_keys_gets_them_in_order() {
+        for (typed, echo, lines, key) in [
+            ("ab\x03c\r", "ab^C\r\nc\r\n", "\x03c\n", None),
+            ("\x04a\r", "a\r\n", "\x04a\n", None),
+            ("ab\x04", "ab", "ab", None),
+            ("a\x1cb", "a^\\\r\n", "", Some(Key::Interrupt)),
+        ] {
+            let found = Line::default().take(typed.as_bytes(), Keys::Program);
             let expected = Typed { echo: echo.into(), lines: lines.into(), key };
             assert_eq!(found, expected, "{typed:?}");
         }
@@ -119,10 +156,10 @@ mod tests {
     #[test]
     fn a_line_grows_over_several_pieces_and_not_for_ever() {
         let mut line = Line::default();
-        assert_eq!(line.take(b"l").lines, b"");
-        assert_eq!(line.take(b"s\r").lines, b"ls\n");
-        line.take(&[b'x'; 10_000]);
-        assert_eq!(line.take(b"\r").lines.len(), LINE_BYTES_MAX + 1);
+        assert_eq!(line.take(b"l", Keys::Session).lines, b"");
+        assert_eq!(line.take(b"s\r", Keys::Session).lines, b"ls\n");
+        line.take(&[b'x'; 10_000], Keys::Session);
+        assert_eq!(line.take(b"\r", Keys::Session).lines.len(), LINE_BYTES_MAX + 1);
     }
 
     #[test]
