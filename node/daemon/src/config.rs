@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use dhow_agent::eviction::Thresholds;
 use dhow_image::Registries;
 use dhow_pki::Identity;
 use dhow_types::NodeName;
@@ -36,6 +37,8 @@ pub struct Config {
     pub node_ip: IpAddr,
     /// The address on which NodePorts are opened; `None` opens none (a further agent of the same process).
     pub node_port_ip: Option<IpAddr>,
+    /// How little memory and disk may be left before pods have to leave.
+    pub eviction: Thresholds,
     /// What it knows of registries outside of the cluster, and when images are removed.
     pub registries: Registries,
 }
@@ -63,6 +66,7 @@ impl Config {
             allow_host_paths: Vec::new(),
             node_ip,
             node_port_ip: None,
+            eviction: Thresholds::default(),
             registries: Registries::default(),
         }
     }

@@ -63,6 +63,11 @@ impl Layout {
         Self { root: root.to_owned() }
     }
 
+    /// The data directory itself.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Makes the directories that are always there.
     pub(crate) fn create(&self) -> io::Result<()> {
         for dir in [self.images(), self.compiled(), self.root.join("pods"), self.root.join("logs")] {

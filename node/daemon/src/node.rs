@@ -7,6 +7,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use dhow_agent::EventKind;
+use dhow_agent::eviction::Pressure;
 use dhow_agent::ipam::Ipam;
 use dhow_client::{Client, ClientError};
 use dhow_engine::{Engine, EngineError};
@@ -29,6 +30,7 @@ use crate::register::{Capacity, Registration, Standing};
 use crate::renew::Renewal;
 use crate::runner::{DISK_WORK_MAX, Shared, keep_running};
 use crate::sandbox::Sandboxes;
+use crate::usage::{self, Meters};
 use crate::volumes::host_path::HostPaths;
 use crate::volumes::reclaim::reclaim_volumes;
 use crate::volumes::refresh::{Refresh, refresh_volumes};
@@ -112,6 +114,7 @@ impl Node {
             allow_host_paths,
             node_ip,
             node_port_ip,
+            eviction,
             registries,
         } = config;
         let layout = Layout::new(&data_dir);
@@ -136,6 +139,7 @@ impl Node {
         let capacity = Capacity::of_host(&data_dir);
         let (standing, stands) = watch::channel(Standing::default());
         let (refresh, changed) = Refresh::new();
+        let (pressure, presses) = watch::channel(Pressure::default());
         let shared = Arc::new(Shared {
             node: name.clone(),
             host_ip: node_ip,
@@ -149,6 +153,9 @@ impl Node {
             links: RwLock::new(BTreeMap::new()),
             sandboxes: Sandboxes::default(),
             standing,
+            meters: Meters::default(),
+            pressure,
+            thresholds: eviction,
             events: Recorder::start(&background, client.clone(), name.clone()),
             disk: Semaphore::new(DISK_WORK_MAX),
             host_paths: HostPaths::new(allow_host_paths),
@@ -167,7 +174,8 @@ impl Node {
         let (showing, kept) = ((client.clone(), endpoint.clone()), join::kept(&data_dir));
         let renewal = Renewal::new(showing, identity, ca_pem, kept, refusals);
         background.spawn("certificate", renewal.run(background.stop_token()));
-        let registration = Registration { client, node: name, node_ip, quic, capacity, standing: stands, refused };
+        let (node, standing, pressure) = (name, stands, presses);
+        let registration = Registration { client, node, node_ip, quic, capacity, standing, pressure, refused };
         let run = run((shared.clone(), changed), registration, pods.clone(), background.clone());
         pods.spawn("start", run);
         Ok(Node { shared, pods, serving, background, endpoint, fabric, node_ports, quic, lock })
@@ -266,6 +274,7 @@ async fn run(
             return;
         }
     }
+    background.spawn("samples", usage::sample(shared.clone(), background.stop_token()));
     pods.spawn("volumes", refresh_volumes(shared.clone(), changed, stop.clone()));
     pods.spawn("deleted volumes", reclaim_volumes(shared.clone(), stop.clone()));
     pods.spawn("runner", keep_running(shared, ipam, stop));

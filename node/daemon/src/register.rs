@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use dhow_agent::EventKind;
+use dhow_agent::eviction::Pressure;
 use dhow_api::Tree;
 use dhow_client::{Client, ClientError, Event, PatchType, resource_path};
 use dhow_tasks::Stop;
@@ -14,6 +15,7 @@ use tokio::sync::watch;
 
 use crate::clock::now;
 use crate::events::tell_of_node;
+use crate::host;
 
 /// As a kubelet: the lease is renewed each 10 s and holds for 40 s.
 const LEASE_EVERY: Duration = Duration::from_secs(10);
@@ -64,10 +66,10 @@ impl Capacity {
     /// Reads it from the host.
     pub(crate) fn of_host(data_dir: &Path) -> Self {
         let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-        let memory = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| mem_total(&text)).unwrap_or(1 << 30);
+        let memory = host::memory().map_or(1 << 30, |memory| memory.capacity);
         let mappings = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok().and_then(|t| t.trim().parse().ok());
         let pods = pods_for(mappings.unwrap_or(MAX_MAP_COUNT_DEFAULT));
-        Self { cpus, memory, storage: storage_of(data_dir), pods }
+        Self { cpus, memory, storage: host::file_system(data_dir).map_or(0, |found| found.bytes.capacity), pods }
     }
 
     /// Bytes of memory that pods may have.
@@ -76,29 +78,8 @@ impl Capacity {
     }
 }
 
-fn mem_total(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find(|line| line.starts_with("MemTotal:"))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok()?.checked_mul(1024)
-}
-
 fn pods_for(max_map_count: u64) -> u64 {
     (max_map_count / MAPPINGS_PER_POD * MAPPINGS_SHARE_PERCENT / 100).clamp(1, PODS_MAX)
-}
-
-fn storage_of(dir: &Path) -> u64 {
-    use std::os::unix::ffi::OsStrExt;
-    let Ok(path) = std::ffi::CString::new(dir.as_os_str().as_bytes()) else { return 0 };
-    let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();
-    // SAFETY: `path` ends with a NUL and `stat` has room for what the call writes.
-    let done = unsafe { libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) };
-    if done != 0 {
-        return 0;
-    }
-    // SAFETY: the call said that it filled `stat`.
-    let stat = unsafe { stat.assume_init() };
-    #[allow(clippy::unnecessary_cast, reason = "the fields have other widths on other systems")]
-    let bytes = (stat.f_blocks as u64).saturating_mul(stat.f_frsize as u64);
-    bytes
 }
 
 /// How the API server knows this node, as the watch of nodes shows it.
@@ -131,6 +112,8 @@ pub(crate) struct Registration {
     pub(crate) quic: SocketAddr,
     pub(crate) capacity: Capacity,
     pub(crate) standing: watch::Receiver<Standing>,
+    /// What the node is short of.
+    pub(crate) pressure: watch::Receiver<Pressure>,
     /// Whether the API refuses to know this node.
     pub(crate) refused: watch::Sender<bool>,
 }
@@ -195,22 +178,26 @@ impl Registration {
 
     /// Keeps lease and status up to date until told to stop. `cidr` is the range that the pods' addresses are from.
     pub(crate) async fn keep(mut self, cidr: String, stop: Stop) {
-        let mut ready_since = now();
+        let mut since = Since::all(now());
         let mut status_at: Option<tokio::time::Instant> = None;
         let mut pause = RETRY_MIN;
         loop {
             let standing = *self.standing.borrow_and_update();
             if standing != Standing::Well && status_at.is_some() {
                 tracing::info!(?standing, "the stored status of this node is another, writing it again");
-                ready_since = now();
+                since = Since::all(now());
             }
-            let status_due = standing != Standing::Well || status_at.is_none_or(|at| at.elapsed() >= STATUS_EVERY);
+            let pressure = *self.pressure.borrow_and_update();
+            let pressed = since.turn(pressure, now());
+            let status_due = standing != Standing::Well
+                || pressed
+                || status_at.is_none_or(|at| at.elapsed() >= STATUS_EVERY);
             let work = async {
                 if standing == Standing::Unknown {
                     self.put_object(Some(&cidr)).await?;
                 }
                 if status_due {
-                    self.write_status(ready_since).await?;
+                    self.write_status(since).await?;
                 }
                 self.renew_lease().await
             };
@@ -241,7 +228,7 @@ impl Registration {
                     pause
                 }
             };
-            if stop.or(linger(&mut self.standing, wait)).await.is_none() {
+            if stop.or(linger(&mut self.standing, &mut self.pressure, wait)).await.is_none() {
                 return;
             }
         }
@@ -252,17 +239,18 @@ impl Registration {
         tell_of_node(&self.client, &self.node, EventKind::Normal, "NodeReady", &message).await;
     }
 
-    async fn write_status(&self, ready_since: Time) -> Result<(), ClientError> {
+    async fn write_status(&self, since: Since) -> Result<(), ClientError> {
         let path = format!("{}/status", self.path());
-        let status = self.status(ready_since, now());
+        let status = self.status(since, now());
         self.client.patch(&path, PatchType::Strategic, &json!({ "status": status })).await.map(drop)
     }
 
-    fn status(&self, ready_since: Time, now: Time) -> Tree {
-        let condition = |name: &str, status: &str, reason: &str, message: &str| {
+    fn status(&self, since: Since, now: Time) -> Tree {
+        let condition = |name: &str, holds: bool, since: Time, (reason, message): (&str, &str)| {
+            let status = if holds { "True" } else { "False" };
             json!({
                 "type": name, "status": status, "reason": reason, "message": message,
-                "lastHeartbeatTime": now.to_rfc3339(), "lastTransitionTime": ready_since.to_rfc3339(),
+                "lastHeartbeatTime": now.to_rfc3339(), "lastTransitionTime": since.to_rfc3339(),
             })
         };
         let c = &self.capacity;
@@ -279,10 +267,15 @@ impl Registration {
             "capacity": resources(c.memory),
             "allocatable": resources(c.allocatable_memory()),
             "conditions": [
-                condition("MemoryPressure", "False", "KubeletHasSufficientMemory", "dhow agent has sufficient memory available"),
-                condition("DiskPressure", "False", "KubeletHasNoDiskPressure", "dhow agent has no disk pressure"),
-                condition("PIDPressure", "False", "KubeletHasSufficientPID", "dhow agent has sufficient PID available"),
-                condition("Ready", "True", "KubeletReady", "dhow agent is ready"),
+                condition("MemoryPressure", since.pressure.memory, since.memory, memory_words(since.pressure.memory)),
+                condition("DiskPressure", since.pressure.disk, since.disk, disk_words(since.pressure.disk)),
+                condition(
+                    "PIDPressure",
+                    false,
+                    since.ready,
+                    ("KubeletHasSufficientPID", "dhow agent has sufficient PID available"),
+                ),
+                condition("Ready", true, since.ready, ("KubeletReady", "dhow agent is ready")),
             ],
             "addresses": [
                 {"type": "InternalIP", "address": self.node_ip.to_string()},
@@ -321,12 +314,56 @@ impl Registration {
     }
 }
 
-/// Waits for that long, or until the standing is not well, but not less than [`AMEND_MIN`].
-async fn linger(standing: &mut watch::Receiver<Standing>, wait: Duration) {
+/// What the node's conditions say, and since when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Since {
+    ready: Time,
+    memory: Time,
+    disk: Time,
+    pressure: Pressure,
+}
+
+impl Since {
+    fn all(at: Time) -> Self {
+        Self { ready: at, memory: at, disk: at, pressure: Pressure::default() }
+    }
+
+    /// The pressure is this now; whether it was another.
+    fn turn(&mut self, pressure: Pressure, at: Time) -> bool {
+        if pressure.memory != self.pressure.memory {
+            self.memory = at;
+        }
+        if pressure.disk != self.pressure.disk {
+            self.disk = at;
+        }
+        std::mem::replace(&mut self.pressure, pressure) != pressure
+    }
+}
+
+fn memory_words(pressed: bool) -> (&'static str, &'static str) {
+    match pressed {
+        true => ("KubeletHasInsufficientMemory", "dhow agent has insufficient memory available"),
+        false => ("KubeletHasSufficientMemory", "dhow agent has sufficient memory available"),
+    }
+}
+
+fn disk_words(pressed: bool) -> (&'static str, &'static str) {
+    match pressed {
+        true => ("KubeletHasDiskPressure", "dhow agent has disk pressure"),
+        false => ("KubeletHasNoDiskPressure", "dhow agent has no disk pressure"),
+    }
+}
+
+/// Waits for that long, or until the standing is not well or the pressure another, but not less than [`AMEND_MIN`].
+async fn linger(standing: &mut watch::Receiver<Standing>, pressure: &mut watch::Receiver<Pressure>, wait: Duration) {
     let least = wait.min(AMEND_MIN);
     tokio::time::sleep(least).await;
     let doubted = async {
-        if standing.wait_for(|standing| *standing != Standing::Well).await.is_err() {
+        let changed = tokio::select! {
+            doubted = standing.wait_for(|standing| *standing != Standing::Well) => doubted.is_ok(),
+            pressed = pressure.changed() => pressed.is_ok(),
+        };
+        if !changed {
             // The feed ended, as it does at the stop.
             std::future::pending::<()>().await;
         }
@@ -377,18 +414,24 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_doubt_ends_the_pause_but_not_at_once() {
         let (doubt, mut standing) = watch::channel(Standing::Well);
+        let (press, mut pressure) = watch::channel(Pressure::default());
         let began = tokio::time::Instant::now();
-        linger(&mut standing, LEASE_EVERY).await;
+        linger(&mut standing, &mut pressure, LEASE_EVERY).await;
         assert_eq!(began.elapsed(), LEASE_EVERY);
-        doubt.send(Standing::Unknown).unwrap();
-        linger(&mut standing, LEASE_EVERY).await;
+        press.send(Pressure { memory: true, disk: false }).unwrap();
+        linger(&mut standing, &mut pressure, LEASE_EVERY).await;
         assert_eq!(began.elapsed(), LEASE_EVERY + AMEND_MIN);
+        doubt.send(Standing::Unknown).unwrap();
+        linger(&mut standing, &mut pressure, LEASE_EVERY).await;
+        assert_eq!(began.elapsed(), LEASE_EVERY + AMEND_MIN * 2);
     }
 
     #[test]
-    fn memory_is_read_in_bytes() {
-        assert_eq!(mem_total("MemTotal:       24 kB\nMemFree: 1 kB\n"), Some(24 * 1024));
-        assert_eq!(mem_total("nonsense"), None);
-        assert!(storage_of(Path::new("/")) > 0);
+    fn a_condition_turns_when_its_pressure_does() {
+        let [first, second] = [1, 2].map(Time::from_secs);
+        let mut since = Since::all(first);
+        assert!(!since.turn(Pressure::default(), second));
+        assert!(since.turn(Pressure { memory: true, disk: false }, second));
+        assert_eq!((since.memory, since.disk, since.ready), (second, first, first));
     }
 }

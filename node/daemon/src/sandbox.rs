@@ -11,6 +11,8 @@ use dhow_switch::PodNet;
 use dhow_types::Uid;
 use k8s_openapi::api::core::v1::Pod;
 
+use crate::usage::Live;
+
 /// One pod that is set up.
 pub(crate) struct Sandbox {
     pub(crate) pod: Arc<Pod>,
@@ -147,6 +149,18 @@ impl Sandboxes {
     /// A running container.
     pub(crate) fn running(&self, uid: &Uid, container: &str) -> Option<Running> {
         self.with(uid, |sandbox| sandbox.running.get(container).cloned()).flatten()
+    }
+
+    /// The pods that are set up, and what runs in them.
+    pub(crate) fn live(&self) -> Vec<Live> {
+        let inner = self.lock();
+        let live = inner.set_up.iter().map(|(uid, sandbox)| Live {
+            uid: uid.clone(),
+            pod: sandbox.pod.clone(),
+            traffic: sandbox.net.traffic(),
+            running: sandbox.running.iter().map(|(name, running)| (name.clone(), running.clone())).collect(),
+        });
+        live.collect()
     }
 
     /// The pods that are set up.
