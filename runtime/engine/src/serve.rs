@@ -71,7 +71,7 @@ pub(crate) async fn run(
     });
     let mut keeper = JoinSet::new();
     if serving.reuse > 1 {
-        keeper.spawn(instances.end_idle());
+        keeper.spawn(instances.clone().end_idle());
     }
     let mut ports = JoinSet::new();
     for listener in listeners {
@@ -94,6 +94,7 @@ pub(crate) async fn run(
     // Leaving this function drops the ports' tasks, and with them connections and guests.
     match wish {
         Wish::Stop(deadline) => {
+            instances.stop_notice().give(deadline);
             tokio::select! {
                 drained = timeout_at(deadline, all(&mut ports)) => match drained {
                     Ok(()) => End::completed(),

@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use dhow_runtime_contract::{Mount, Scratch};
 use dhow_switch::PodNet;
 use wasmtime::component::{HasData, Resource, ResourceTable};
 use wasmtime_wasi::cli::{StdinStream, StdoutStream};
+#[cfg(feature = "logging")]
+use wasmtime_wasi::p2::OutputStream;
 use wasmtime_wasi::p2::bindings::sockets::network;
 use wasmtime_wasi::p2::{Network, SocketError};
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
@@ -16,6 +19,9 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 use crate::files::Files;
 use crate::http::Outgoing;
 use crate::memory::{MemoryAccount, MemoryMeter};
+use crate::pod::{About, StopNotice};
+#[cfg(any(feature = "keyvalue", feature = "blobstore"))]
+use crate::stores::Stores;
 
 /// Handles that one instance may have open: sockets, streams, files, pollables. A program that needs more than 64 Ki
 /// leaks; it traps with "table full".
@@ -36,6 +42,10 @@ pub struct Setup {
     pub working_dir: Option<String>,
     /// The Pod's network.
     pub net: PodNet,
+    /// What the guests may learn of their Pod.
+    pub about: About,
+    /// Where the container may keep what its guests store in no volume.
+    pub stores: Option<PathBuf>,
     /// Bytes of linear memory and tables that all instances may hold together.
     pub memory_limit: Option<u64>,
 }
@@ -56,23 +66,33 @@ pub enum SetupError {
 /// What every instance of one container has in common.
 pub struct Template {
     args: Vec<String>,
-    env: Vec<(String, String)>,
+    env: Arc<[(String, String)]>,
     working_dir: Option<String>,
     files: Files,
     net: PodNet,
+    about: Arc<About>,
+    #[cfg(any(feature = "keyvalue", feature = "blobstore"))]
+    stores: Arc<Stores>,
+    stop: Arc<StopNotice>,
     memory: Arc<MemoryAccount>,
 }
 
 impl Template {
     /// Opens the mounts and settles the environment.
     pub fn new(setup: Setup) -> Result<Self, SetupError> {
-        let Setup { args, env, mounts, scratch, working_dir, net, memory_limit } = setup;
+        let Setup { args, env, mounts, scratch, working_dir, net, about, stores, memory_limit } = setup;
+        #[cfg(not(any(feature = "keyvalue", feature = "blobstore")))]
+        drop(stores);
         Ok(Self {
             args,
-            env: last_of_each_name(env),
+            env: last_of_each_name(env).into(),
             working_dir,
+            #[cfg(any(feature = "keyvalue", feature = "blobstore"))]
+            stores: Arc::new(Stores::new(&mounts, stores)),
             files: Files::open(mounts, scratch)?,
             net,
+            about: Arc::new(about),
+            stop: Arc::default(),
             memory: MemoryAccount::new(memory_limit),
         })
     }
@@ -87,6 +107,11 @@ impl Template {
         &self.net
     }
 
+    /// What tells the guests that they are to stop.
+    pub fn stop_notice(&self) -> &Arc<StopNotice> {
+        &self.stop
+    }
+
     /// The data for one more instance, which draws its memory from `memory`.
     pub fn guest(
         &self,
@@ -95,6 +120,8 @@ impl Template {
         stdout: impl StdoutStream + 'static,
         stderr: impl StdoutStream + 'static,
     ) -> Guest {
+        #[cfg(feature = "logging")]
+        let log = stderr.p2_stream();
         let mut builder = WasiCtxBuilder::new();
         builder.args(&self.args).envs(&self.env).stdin(stdin).stdout(stdout).stderr(stderr);
         if let Some(dir) = &self.working_dir {
@@ -111,6 +138,14 @@ impl Template {
             outgoing: Outgoing::new(self.net.clone()),
             net: self.net.clone(),
             files: self.files.clone(),
+            #[cfg(feature = "config")]
+            env: self.env.clone(),
+            #[cfg(feature = "logging")]
+            log,
+            about: self.about.clone(),
+            #[cfg(any(feature = "keyvalue", feature = "blobstore"))]
+            stores: self.stores.clone(),
+            stop: self.stop.clone(),
             memory,
         }
     }
@@ -130,11 +165,29 @@ pub struct Guest {
     outgoing: Outgoing,
     net: PodNet,
     pub(crate) files: Files,
+    /// What `wasi:config` tells.
+    #[cfg(feature = "config")]
+    pub(crate) env: Arc<[(String, String)]>,
+    /// Where `wasi:logging` writes to.
+    #[cfg(feature = "logging")]
+    pub(crate) log: Box<dyn OutputStream>,
+    pub(crate) about: Arc<About>,
+    #[cfg(any(feature = "keyvalue", feature = "blobstore"))]
+    pub(crate) stores: Arc<Stores>,
+    pub(crate) stop: Arc<StopNotice>,
     /// Its share of the container's memory; the engine makes it the Store's limiter.
     pub memory: MemoryMeter,
 }
 
 impl Guest {
+    pub(crate) fn table(&mut self) -> &mut ResourceTable {
+        &mut self.table
+    }
+
+    pub(crate) fn net(&self) -> &PodNet {
+        &self.net
+    }
+
     pub(crate) fn pod_sockets(&mut self) -> SocketsView<'_> {
         SocketsView { table: &mut self.table, net: &self.net }
     }

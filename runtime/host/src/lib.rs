@@ -3,7 +3,8 @@
 //! A [`Template`] is made once per container from its [`Setup`]; it makes a [`Guest`], the data of one Store, for each
 //! instance. [`add_to_linker`] links every interface of WASI 0.2 by name, [`add_p3_to_linker`] those of 0.3 beside them:
 //! clocks, random, files, environment and stdio are `wasmtime-wasi`'s; sockets, name lookup and outgoing HTTP are ours
-//! and go through the Pod's network.
+//! and go through the Pod's network. Beside WASI there are drafts that guests of other hosts use, one module and cargo
+//! feature each (`config`, `logging`, `keyvalue`, `blobstore`), and `dhow:pod`.
 //!
 //! Invariants:
 //! * No guest ever gets a socket of the host: an interface that is not in the list of [`link`] is a missing import,
@@ -12,22 +13,34 @@
 //!   the container's [`MemoryAccount`].
 //! * Nothing here decides when a guest runs; that is the engine's work.
 
+#[cfg(feature = "blobstore")]
+mod blobstore;
+#[cfg(feature = "config")]
+mod config;
 mod files;
 mod guest;
 mod http;
+#[cfg(feature = "keyvalue")]
+mod keyvalue;
 mod link;
+#[cfg(feature = "logging")]
+mod logging;
 mod lookup;
 mod memory;
 mod p3;
+mod pod;
 mod socket;
+#[cfg(any(feature = "keyvalue", feature = "blobstore"))]
+mod stores;
 mod tcp;
 mod tls;
 mod udp;
 
 pub use guest::{Guest, Setup, SetupError, Template};
-pub use link::{Wasi, add_to_linker, is_known_import};
+pub use link::{Wasi, add_to_linker, hears_of_its_end, is_known_import};
 pub use memory::{MemoryAccount, MemoryMeter, OutOfMemory};
 pub use p3::add_to_linker as add_p3_to_linker;
+pub use pod::{About, StopNotice};
 
 mod bindings {
     //! The socket interfaces, generated anew so that our own resources stand behind them.

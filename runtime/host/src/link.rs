@@ -13,7 +13,7 @@ use wasmtime_wasi_io::bindings::wasi::io;
 use crate::bindings::wasi::sockets as ours;
 use crate::files::Directories;
 use crate::guest::{Guest, Sockets};
-use crate::p3;
+use crate::{p3, pod};
 
 /// Which WASI a program is made for. That of 0.3 includes that of 0.2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,12 +81,37 @@ impl Wasi {
 /// Whether the host has something behind an import such as `wasi:cli/exit@0.2.3`. Versions of one minor line are
 /// compatible, as the linker itself sees it.
 pub fn is_known_import(name: &str) -> bool {
+    if drafts().any(|draft| draft == name) {
+        return true;
+    }
     let (interface, version) = name.split_once('@').unwrap_or((name, "0.2.0"));
     match wasi_of(version) {
         Some(Wasi::P2) => INTERFACES.contains(&interface),
         Some(Wasi::P3) => p3::INTERFACES.contains(&interface),
-        None => false,
+        None => {
+            pod::INTERFACES.contains(&interface) && version.rsplit_once('.').is_some_and(|(line, _)| line == pod::LINE)
+        }
     }
+}
+
+/// Interfaces of drafts, which are compatible with nothing but themselves.
+fn drafts() -> impl Iterator<Item = &'static str> {
+    let all: Vec<&[&'static str]> = vec![
+        #[cfg(feature = "config")]
+        crate::config::INTERFACES,
+        #[cfg(feature = "logging")]
+        crate::logging::INTERFACES,
+        #[cfg(feature = "keyvalue")]
+        crate::keyvalue::INTERFACES,
+        #[cfg(feature = "blobstore")]
+        crate::blobstore::INTERFACES,
+    ];
+    all.into_iter().flatten().copied()
+}
+
+/// Whether a program that imports these interfaces wants to be told of its end, and not just ended.
+pub fn hears_of_its_end<'a>(mut imports: impl Iterator<Item = &'a str>) -> bool {
+    imports.any(|name| name.starts_with(pod::LIFECYCLE))
 }
 
 struct Io;
@@ -131,6 +156,15 @@ pub fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     ours::udp_create_socket::add_to_linker::<Guest, Sockets>(l, Guest::pod_sockets)?;
     ours::udp::add_to_linker::<Guest, Sockets>(l, Guest::pod_sockets)?;
     ours::ip_name_lookup::add_to_linker::<Guest, Sockets>(l, Guest::pod_sockets)?;
+    #[cfg(feature = "config")]
+    crate::config::add_to_linker(l)?;
+    #[cfg(feature = "logging")]
+    crate::logging::add_to_linker(l)?;
+    #[cfg(feature = "keyvalue")]
+    crate::keyvalue::add_to_linker(l)?;
+    #[cfg(feature = "blobstore")]
+    crate::blobstore::add_to_linker(l)?;
+    pod::add_to_linker(l)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(l)
 }
 
@@ -146,6 +180,9 @@ mod tests {
             "wasi:http/types@0.2.12",
             "wasi:sockets/tcp@0.2.3",
             "wasi:cli/exit@0.3.0",
+            "dhow:pod/lifecycle@0.1.7",
+            "wasi:logging/logging",
+            "wasi:keyvalue/store@0.2.0-draft2",
             "wasi:http/client@0.3.2",
         ] {
             assert!(is_known_import(name), "{name}");
