@@ -1,8 +1,11 @@
 //! `dhow agent`: a node that joins a control node.
 
+use crate::verbs::compile_worker;
 use crate::{output, paths, signals};
 use anyhow::Context as _;
-use dhow_node::Node;
+use dhow_engine::{Compiler, Worker};
+use dhow_image::Registries;
+use dhow_node::{Node, Thresholds};
 use std::path::PathBuf;
 
 /// Which cluster to join, and as whom.
@@ -29,6 +32,12 @@ pub(crate) struct Args {
     /// Let pods mount what lies below this directory of this machine (hostPath); can be given several times
     #[arg(long = "allow-host-path", value_name = "DIR")]
     allow_host_paths: Vec<PathBuf>,
+    /// How little memory and disk may be left before pods are evicted, e.g. memory.available<100Mi,nodefs.available<5%
+    #[arg(long, value_name = "THRESHOLDS", value_parser = Thresholds::parse)]
+    eviction_hard: Option<Thresholds>,
+    /// Mirrors, authorities, credentials and keys of registries, and when images are removed (YAML)
+    #[arg(long, value_name = "FILE")]
+    registry_config: Option<PathBuf>,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
@@ -41,6 +50,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     config.node_port_ip = Some(args.node_ip);
     config.allow_file_images = args.allow_file_images;
     config.allow_host_paths = args.allow_host_paths;
+    config.eviction = args.eviction_hard.unwrap_or_default();
+    config.compiler = Compiler::Worker(Worker::this_binary(compile_worker::VERB));
+    if let Some(path) = &args.registry_config {
+        config.registries = Registries::load(path)?;
+    }
     let node = Node::start(config).await.with_context(|| format!("starting node `{name}`"))?;
     output::line(format!("ready: node {name}"));
     signals::stop_requested().await.context("waiting for signals")?;

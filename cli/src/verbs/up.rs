@@ -1,12 +1,14 @@
 //! `dhow up`: a whole cluster in this process.
 
 use crate::kube::{Global, items};
-use crate::verbs::{apply, server};
+use crate::verbs::{apply, compile_worker, server};
 use crate::{output, paths, signals};
 use anyhow::Context as _;
 use clap::builder::RangedU64ValueParser;
 use dhow_client::{Client, Event};
-use dhow_node::{JoinedIdentity, Node};
+use dhow_engine::{Compiler, Worker};
+use dhow_image::Registries;
+use dhow_node::{JoinedIdentity, Node, Thresholds};
 use dhow_server::Server;
 use serde_json::Value as Tree;
 use std::collections::BTreeSet;
@@ -34,6 +36,12 @@ pub(crate) struct Args {
     /// Let pods mount what lies below this directory of this machine (hostPath); can be given several times
     #[arg(long = "allow-host-path", value_name = "DIR")]
     allow_host_paths: Vec<PathBuf>,
+    /// How little memory and disk may be left before pods are evicted, e.g. memory.available<100Mi,nodefs.available<5%
+    #[arg(long, value_name = "THRESHOLDS", value_parser = Thresholds::parse)]
+    eviction_hard: Option<Thresholds>,
+    /// Mirrors, authorities, credentials and keys of registries, and when images are removed (YAML)
+    #[arg(long, value_name = "FILE")]
+    registry_config: Option<PathBuf>,
 }
 
 pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
@@ -99,6 +107,11 @@ async fn start_node(
     config.node_port_ip = first.then_some(ip);
     config.allow_file_images = true;
     config.allow_host_paths.clone_from(&args.allow_host_paths);
+    config.eviction = args.eviction_hard.clone().unwrap_or_default();
+    config.compiler = Compiler::Worker(Worker::this_binary(compile_worker::VERB));
+    if let Some(path) = &args.registry_config {
+        config.registries = Registries::load(path)?;
+    }
     Node::start(config).await.with_context(|| format!("starting node `{name}`"))
 }
 

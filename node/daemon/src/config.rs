@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use dhow_agent::eviction::Thresholds;
+use dhow_engine::Compiler;
 use dhow_image::Registries;
 use dhow_pki::Identity;
 use dhow_types::NodeName;
@@ -41,6 +42,8 @@ pub struct Config {
     pub eviction: Thresholds,
     /// What it knows of registries outside of the cluster, and when images are removed.
     pub registries: Registries,
+    /// Where programs are compiled.
+    pub compiler: Compiler,
 }
 
 impl Config {
@@ -68,6 +71,7 @@ impl Config {
             node_port_ip: None,
             eviction: Thresholds::default(),
             registries: Registries::default(),
+            compiler: Compiler::InProcess,
         }
     }
 }

@@ -105,10 +105,8 @@ impl Images {
     async fn pull_now(&self, name: &str, policy: PullPolicy, secrets: &Keyring, asks: bool) -> Pulled {
         let began = tokio::time::Instant::now();
         // What is here does not wait for what is being fetched.
-        let _permit = match asks {
-            true => Some(self.pulling.acquire().await.expect("the semaphore is never closed")),
-            false => None,
-        };
+        let _permit =
+            if asks { Some(self.pulling.acquire().await.expect("the semaphore is never closed")) } else { None };
         match self.store.pull(name, policy, self.sources(secrets)).await {
             Ok(image) => Ok((image, u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX))),
             Err(PullError::InvalidName { why, .. }) => Err(PullFault::InvalidName(why)),

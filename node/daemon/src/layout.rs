@@ -10,16 +10,16 @@
 //! volumes/<handle>/                         volumes that outlive pods
 //! pods/<uid>/containers/<container>/<n>/     files of attempt n alone
 //! logs/<ns>_<pod>_<uid>/<container>/<n>.log output of attempt n
+//! logs/<ns>_<pod>_<uid>/<container>/<n>.core what attempt n left when it trapped, if its pod wants that
 //! ```
 
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::volumes::in_memory;
 use dhow_types::Uid;
 use k8s_openapi::api::core::v1::Pod;
-
-use crate::volumes::in_memory;
 
 /// The data directory of a node.
 #[derive(Clone, Debug)]
@@ -37,6 +37,18 @@ impl LogDir {
         self.0.join(format!("{attempt}.log"))
     }
 
+    /// The core dump of an attempt.
+    pub(crate) fn core(&self, attempt: u32) -> PathBuf {
+        self.0.join(format!("{attempt}.core"))
+    }
+
+    /// The latest core dump.
+    pub(crate) fn latest_core(&self) -> Option<PathBuf> {
+        let entries = std::fs::read_dir(&self.0).ok()?;
+        let attempt = |name: &str| name.strip_suffix(".core")?.parse().ok();
+        entries.flatten().filter_map(|entry| attempt(entry.file_name().to_str()?)).max().map(|of| self.core(of))
+    }
+
     /// The latest attempt that left a log.
     pub(crate) fn latest(&self) -> Option<u32> {
         let entries = std::fs::read_dir(&self.0).ok()?;
@@ -44,12 +56,15 @@ impl LogDir {
         entries.flatten().filter_map(|entry| attempt(entry.file_name().to_str()?)).max()
     }
 
-    /// Removes the logs of attempts before the previous one, as a kubelet does.
+    /// Removes the logs and dumps of attempts before the previous one, as a kubelet does.
     pub(crate) fn prune(&self, attempt: u32) {
         let Ok(entries) = std::fs::read_dir(&self.0) else { return };
         for entry in entries.flatten() {
             let name = entry.file_name();
-            let of = name.to_str().and_then(|name| name.split_once(".log")?.0.parse::<u32>().ok());
+            let of = name.to_str().and_then(|name| {
+                let number = name.split_once(".log").map(|(number, _)| number).or_else(|| name.strip_suffix(".core"));
+                number?.parse::<u32>().ok()
+            });
             if of.is_some_and(|of| of.saturating_add(1) < attempt) {
                 remove(std::fs::remove_file(entry.path()), &entry.path());
             }
@@ -222,13 +237,13 @@ mod tests {
     fn the_logs_of_the_two_latest_attempts_stay() {
         let dir = tempfile::tempdir().unwrap();
         let logs = LogDir(dir.path().to_owned());
-        for name in ["0.log", "1.log", "1.log.1", "2.log", "3.log"] {
+        for name in ["0.log", "1.log", "1.log.1", "1.core", "2.log", "2.core", "3.log"] {
             std::fs::write(dir.path().join(name), "").unwrap();
         }
         logs.prune(3);
-        assert_eq!(logs.latest(), Some(3));
+        assert_eq!((logs.latest(), logs.latest_core()), (Some(3), Some(logs.core(2))));
         let mut left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().flatten().map(|e| e.file_name()).collect();
         left.sort();
-        assert_eq!(left, ["2.log", "3.log"]);
+        assert_eq!(left, ["2.core", "2.log", "3.log"]);
     }
 }

@@ -34,7 +34,7 @@ use crate::usage::{self, Meters};
 use crate::volumes::host_path::HostPaths;
 use crate::volumes::reclaim::reclaim_volumes;
 use crate::volumes::refresh::{Refresh, refresh_volumes};
-use crate::{Config, join, kubelet, network};
+use crate::{Config, gc, join, kubelet, network};
 
 /// How long the tasks of one group may take to end.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
@@ -116,6 +116,7 @@ impl Node {
             node_port_ip,
             eviction,
             registries,
+            compiler,
         } = config;
         let layout = Layout::new(&data_dir);
         layout.create().map_err(|source| NodeError::DataDir { path: data_dir.clone(), source })?;
@@ -125,7 +126,7 @@ impl Node {
         let client = Client::new(client)?;
         // Before any of them has been reached: the one that the node joined through may be gone.
         client.set_servers(&control.urls())?;
-        let engine = Engine::new(dhow_engine::Config::new(layout.compiled()))?;
+        let engine = Engine::new(dhow_engine::Config { compiler, ..dhow_engine::Config::new(layout.compiled()) })?;
         let store = Store::open(layout.images()).map_err(NodeError::Images)?;
         let tls =
             Tls { ca_pem: ca_pem.clone(), cert_pem: identity.cert_pem.clone(), key_pem: identity.key_pem.clone() };
@@ -170,12 +171,13 @@ impl Node {
         background.spawn("control nodes", published);
         let kubelet = kubelet::serve(shared.clone(), serving.clone(), kubelet_queue, serving.stop_token());
         serving.spawn("kubelet", kubelet);
+        let images = shared.images.store().clone();
         let (refused, refusals) = watch::channel(false);
         let (showing, kept) = ((client.clone(), endpoint.clone()), join::kept(&data_dir));
         let renewal = Renewal::new(showing, identity, ca_pem, kept, refusals);
         background.spawn("certificate", renewal.run(background.stop_token()));
         let (node, standing, pressure) = (name, stands, presses);
-        let registration = Registration { client, node, node_ip, quic, capacity, standing, pressure, refused };
+        let registration = Registration { client, node, node_ip, quic, capacity, images, standing, pressure, refused };
         let run = run((shared.clone(), changed), registration, pods.clone(), background.clone());
         pods.spawn("start", run);
         Ok(Node { shared, pods, serving, background, endpoint, fabric, node_ports, quic, lock })
@@ -274,6 +276,7 @@ async fn run(
             return;
         }
     }
+    pods.spawn("images", gc::run(shared.clone(), stop.clone()));
     background.spawn("samples", usage::sample(shared.clone(), background.stop_token()));
     pods.spawn("volumes", refresh_volumes(shared.clone(), changed, stop.clone()));
     pods.spawn("deleted volumes", reclaim_volumes(shared.clone(), stop.clone()));

@@ -8,6 +8,7 @@ use dhow_agent::EventKind;
 use dhow_agent::eviction::Pressure;
 use dhow_api::Tree;
 use dhow_client::{Client, ClientError, Event, PatchType, resource_path};
+use dhow_image::Store;
 use dhow_tasks::Stop;
 use dhow_types::{Chain, NodeName, Time};
 use serde_json::json;
@@ -15,6 +16,7 @@ use tokio::sync::watch;
 
 use crate::clock::now;
 use crate::events::tell_of_node;
+use crate::gc::node_images;
 use crate::host;
 
 /// As a kubelet: the lease is renewed each 10 s and holds for 40 s.
@@ -68,7 +70,12 @@ impl Capacity {
         let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
         let memory = host::memory().map_or(1 << 30, |memory| memory.capacity);
         let mappings = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok().and_then(|t| t.trim().parse().ok());
-        let pods = pods_for(mappings.unwrap_or(MAX_MAP_COUNT_DEFAULT));
+        let mappings = mappings.unwrap_or(MAX_MAP_COUNT_DEFAULT);
+        let pods = pods_for(mappings);
+        if pods < PODS_MAX {
+            let more = format!("sysctl -w vm.max_map_count={}", mappings_for(PODS_MAX));
+            tracing::info!(pods, mappings, more, "the system's limit of memory mappings bounds the pods of this node");
+        }
         Self { cpus, memory, storage: host::file_system(data_dir).map_or(0, |found| found.bytes.capacity), pods }
     }
 
@@ -80,6 +87,11 @@ impl Capacity {
 
 fn pods_for(max_map_count: u64) -> u64 {
     (max_map_count / MAPPINGS_PER_POD * MAPPINGS_SHARE_PERCENT / 100).clamp(1, PODS_MAX)
+}
+
+/// The least limit of mappings with which a node takes so many pods.
+fn mappings_for(pods: u64) -> u64 {
+    (pods * 100).div_ceil(MAPPINGS_SHARE_PERCENT) * MAPPINGS_PER_POD
 }
 
 /// How the API server knows this node, as the watch of nodes shows it.
@@ -111,6 +123,7 @@ pub(crate) struct Registration {
     pub(crate) node_ip: IpAddr,
     pub(crate) quic: SocketAddr,
     pub(crate) capacity: Capacity,
+    pub(crate) images: Store,
     pub(crate) standing: watch::Receiver<Standing>,
     /// What the node is short of.
     pub(crate) pressure: watch::Receiver<Pressure>,
@@ -180,6 +193,7 @@ impl Registration {
     pub(crate) async fn keep(mut self, cidr: String, stop: Stop) {
         let mut since = Since::all(now());
         let mut status_at: Option<tokio::time::Instant> = None;
+        let mut images = None;
         let mut pause = RETRY_MIN;
         loop {
             let standing = *self.standing.borrow_and_update();
@@ -189,8 +203,10 @@ impl Registration {
             }
             let pressure = *self.pressure.borrow_and_update();
             let pressed = since.turn(pressure, now());
+            let changes = Some(self.images.changes());
             let status_due = standing != Standing::Well
                 || pressed
+                || images != changes
                 || status_at.is_none_or(|at| at.elapsed() >= STATUS_EVERY);
             let work = async {
                 if standing == Standing::Unknown {
@@ -210,6 +226,7 @@ impl Registration {
                     }
                     if status_due {
                         status_at = Some(tokio::time::Instant::now());
+                        images = changes;
                     }
                     pause = RETRY_MIN;
                     LEASE_EVERY
@@ -281,6 +298,7 @@ impl Registration {
                 {"type": "InternalIP", "address": self.node_ip.to_string()},
                 {"type": "Hostname", "address": self.node.as_str()},
             ],
+            "images": node_images(&self.images),
             "nodeInfo": {
                 "machineID": read("/etc/machine-id"),
                 "systemUUID": read("/etc/machine-id"),
@@ -386,6 +404,7 @@ mod tests {
         for (mappings, pods) in [(65_530, 8736), (1_048_576, 10_000), (0, 1)] {
             assert_eq!(pods_for(mappings), pods);
         }
+        assert_eq!((mappings_for(PODS_MAX), pods_for(75_000), pods_for(74_999)), (75_000, 10_000, 9_999));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What this node holds of each pod: its place in the network, its volumes, its running containers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -149,6 +149,12 @@ impl Sandboxes {
     /// A running container.
     pub(crate) fn running(&self, uid: &Uid, container: &str) -> Option<Running> {
         self.with(uid, |sandbox| sandbox.running.get(container).cloned()).flatten()
+    }
+
+    /// The digests of the programs that pods of this node have.
+    pub(crate) fn images(&self) -> BTreeSet<String> {
+        let inner = self.lock();
+        inner.set_up.values().flat_map(|sandbox| sandbox.images.values().map(|image| image.digest.clone())).collect()
     }
 
     /// The pods that are set up, and what runs in them.

@@ -146,6 +146,8 @@ impl Worker {
             .args(&self.args)
             .arg(self.limits.to_string())
             .env_clear()
+            // Else our allocator takes a GiB before it is asked for anything, which counts against the limit.
+            .env("MIMALLOC_ARENA_EAGER_COMMIT", "0")
             .current_dir("/")
             .stdin(from)
             .stdout(to)

@@ -10,6 +10,9 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 
 use crate::env;
 
+/// The annotation by which a pod asks for core dumps.
+const CORE_DUMP: &str = "dhow.dev/core-dump";
+
 /// The container with this name in a pod, init containers first.
 pub fn container<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
     let spec = pod.spec.as_ref()?;
@@ -55,6 +58,7 @@ pub fn container_spec(
         node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()).unwrap_or_default(),
         labels: meta.labels.clone().unwrap_or_default(),
         stores: None,
+        core_dump: None,
         hostname: env::hostname(pod),
         stdin: container.stdin == Some(true),
         tty: container.tty == Some(true),
@@ -74,6 +78,12 @@ fn serving(annotations: Option<&BTreeMap<String, String>>) -> HttpServing {
         reuse: number(http_serving::HTTP_REUSE).unwrap_or(default.reuse),
         concurrency: number(http_serving::HTTP_CONCURRENCY).unwrap_or(default.concurrency),
     }
+}
+
+/// Whether the pod wants to be looked at after a trap.
+pub fn wants_core_dump(pod: &Pod) -> bool {
+    let annotations = pod.metadata.annotations.as_ref();
+    annotations.and_then(|all| all.get(CORE_DUMP)).is_some_and(|value| value == "true")
 }
 
 /// The full argument list: an image has no entry point of its own to replace, so that `command` replaces the program's
