@@ -90,9 +90,10 @@ mod tests {
         // Of 1,000 bytes, 80 % are to be used at most.
         let three = [image("new", 40, 200, false), image("old", 30, 900, false), image("middle", 60, 500, false)];
         for (available, images, wanted, removed) in [
-            (151, &three[..], 0, &[][..]),
-            (150, &three, 50, &["old", "middle"]),
+            (160, &three[..], 0, &[][..]),
+            (159, &three, 41, &["old", "middle"]),
             (170, &three, 0, &[]),
+            (150, &three, 50, &["old", "middle"]),
             (180, &three, 0, &[]),
             (100, &three, 100, &["old", "middle", "new"]),
             (0, &three, 200, &["old", "middle", "new"]),
