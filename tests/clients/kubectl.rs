@@ -5,6 +5,7 @@
 
 #[path = "../e2e/harness.rs"]
 mod harness;
+mod toolbox;
 mod twins;
 
 use harness::{Cluster, eventually, http_get};
@@ -37,6 +38,7 @@ fn kubectl_works_unchanged() {
     twins::apply_does_the_same(&cluster, &client.program);
     scales_and_rolls_out(&client);
     follows_logs_and_forwards_ports(&client);
+    shows_what_is_used(&client);
     keeps_data(&client);
     creates_by_command(&client);
     refuses_bad_input(&client);
@@ -105,6 +107,58 @@ impl Drop for Background {
 
 fn words(line: &str) -> Vec<&str> {
     line.split_whitespace().collect()
+}
+
+/// A program that computes all the time, and is held back.
+const BUSY: &str = "
+apiVersion: v1
+kind: Pod
+metadata: {name: busy, labels: {kind: busy}}
+spec:
+  containers: [{name: c, image: 'spin:1.0', resources: {limits: {cpu: 100m, memory: 16Mi}}}]
+";
+
+fn shows_what_is_used(client: &Kubectl<'_>) {
+    let wasm = wat::parse_file("../tests/guests/hostile/spin.wat").unwrap();
+    let file = client.cluster.file("spin.wasm", &wasm);
+    client.cluster.dhow(&["push", &file, "spin:1.0"]);
+    client.ok(&format!("apply -f {}", client.cluster.manifest("busy.yaml", BUSY)));
+    let top = |line: &str| {
+        eventually(|| {
+            let output = client.cluster.run(&client.program, &words(line));
+            let (out, err) = (harness::text(&output.stdout), harness::text(&output.stderr));
+            let row = out.lines().nth(1).map(str::to_owned);
+            row.filter(|_| output.status.success()).ok_or_else(|| format!("{out}{err}"))
+        })
+    };
+    let node = top("top node").split_whitespace().next().unwrap().to_owned();
+    let pod = top("top pod -l kind=busy");
+    assert!(pod.starts_with("busy "), "{pod}");
+    let container = top("top pod busy --containers");
+    let cells = words(&container);
+    assert_eq!(cells[..2], ["busy", "c"], "{container}");
+    let milli: u64 = cells[2].trim_end_matches('m').parse().unwrap();
+    assert!((1..=130).contains(&milli), "{container}");
+    let raw = |path: &str| client.ok(&format!("get --raw /api/v1/nodes/{node}/proxy/{path}"));
+    let summary: serde_json::Value = serde_json::from_str(&raw("stats/summary")).unwrap();
+    let pods = summary["pods"].as_array().unwrap();
+    assert!(pods.iter().any(|pod| pod["podRef"]["name"] == "busy"), "{summary}");
+    for (page, line) in [
+        ("metrics", "kubelet_running_pods "),
+        ("metrics/resource", "pod_memory_working_set_bytes{namespace=\"default\",pod=\"busy\"}"),
+        (
+            "metrics/cadvisor",
+            "container_cpu_cfs_throttled_periods_total{container=\"c\",namespace=\"default\",pod=\"busy\"}",
+        ),
+    ] {
+        let page = raw(page);
+        assert!(page.contains(line), "{line} is not in {page}");
+    }
+    client.refused(&format!("get --raw /api/v1/nodes/{node}/proxy/no/such/path"));
+    client.refused("get --raw /api/v1/nodes/nobody/proxy/metrics");
+    let groups = client.ok("api-resources --api-group=metrics.k8s.io -o name");
+    assert_eq!(words(&groups), ["nodes.metrics.k8s.io", "pods.metrics.k8s.io"]);
+    client.ok("delete pod busy --now");
 }
 
 fn keeps_data(client: &Kubectl<'_>) {
