@@ -158,7 +158,7 @@ impl Instances {
 
     /// Whether one instance answers several requests at a time.
     pub(crate) fn are_shared(&self) -> bool {
-        self.serving.concurrency > 1 && matches!(self.pre, ProxyPre::P3(_))
+        self.serving.concurrency > 1 && self.serving.reuse > 1 && matches!(self.pre, ProxyPre::P3(_))
     }
 
     /// Waits until the container may work on one more request.
