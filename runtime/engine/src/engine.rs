@@ -21,6 +21,7 @@ use crate::lane::Lane;
 use crate::linkers::{HTTP_INSTANCES_MAX, Linkers};
 use crate::logs::LogWriter;
 use crate::output::lock;
+use crate::priority::be_quick;
 use crate::program::{Linked, LoadError, Program};
 use crate::ticker::Ticker;
 
@@ -105,6 +106,7 @@ impl Engine {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(workers)
             .thread_name("dhow-guests")
+            .on_thread_start(be_quick)
             .max_blocking_threads(FILE_THREADS_MAX)
             .enable_all()
             .build()

@@ -19,13 +19,9 @@ use tokio::sync::oneshot;
 
 use crate::meter::{Cpu, Slice, slice};
 use crate::output::lock;
+use crate::priority::be_nice;
 use crate::share::{FairQueue, Share, Ticket};
 use crate::ticker::Ticker;
-
-/// How much nicer than the rest of the process the lane's threads are: at 5, Linux gives them a third of what it gives
-/// a worker that competes for the same processor. Less, and a neighbour waits for a slice to end; more, and a node whose
-/// workers are busy would let computing containers starve.
-const NICER: i32 = 5;
 
 /// What wakes a guest that is or was in the lane.
 pub(crate) struct Signal {
@@ -137,7 +133,7 @@ impl Lane {
             let signal = Arc::new(Signal { task: cx.waker().clone(), woken, in_lane });
             let job = Guest { guest, cpu: cpu.clone(), ticker: ticker.clone(), signal, back };
             if !state.stopped {
-                state.queue.push(ticket, cpu.share().clone(), Box::new(job));
+                state.queue.enter(ticket, cpu.share().clone(), Box::new(job));
             }
             ticket
         };
@@ -216,8 +212,11 @@ where
         let mut cx = Context::from_waker(&waker);
         let Self { guest, cpu, ticker, .. } = &mut *self;
         let ran = catch_unwind(AssertUnwindSafe(|| slice(guest.as_mut(), cpu, ticker, &mut cx)));
+        if let Ok(ran) = &ran {
+            self.cpu.share().charge(ran.spent_ns);
+        }
         let back = match ran {
-            Ok(Slice { result: Poll::Pending, pause, cut }) => {
+            Ok(Slice { result: Poll::Pending, pause, cut, .. }) => {
                 if pause.is_none() && (cut || !self.signal.leave()) {
                     return (!self.back.is_closed()).then_some(self as Box<dyn Job>);
                 }
@@ -232,17 +231,5 @@ where
         };
         self.back.send(back).ok();
         None
-    }
-}
-
-/// Lowers the priority of the calling thread, and of no other: on Linux each thread has its own.
-fn be_nice() {
-    // SAFETY: both calls take integers only; 0 is the calling thread.
-    let failed = unsafe {
-        let now = libc::getpriority(libc::PRIO_PROCESS, 0);
-        libc::setpriority(libc::PRIO_PROCESS, 0, now.saturating_add(NICER)) != 0
-    };
-    if failed {
-        tracing::debug!("the priority of a thread for computing guests could not be lowered");
     }
 }

@@ -32,6 +32,7 @@ mod linkers;
 mod logs;
 mod meter;
 mod output;
+mod priority;
 mod program;
 mod serve;
 mod share;

@@ -28,6 +28,9 @@ const LONG_NS: u64 = 1_000_000;
 const HEAT_MAX_NS: u64 = 4_000_000;
 /// How fast that is forgotten: a container that computes for less than an eighth of the time stays out of the lane.
 const COOLING: u64 = 8;
+/// How much of it is remembered at most, so that one long computation does not slow an HTTP container's other requests
+/// for long after it has ended: a fifth of a second.
+const HEAT_CAP_NS: u64 = 25_000_000;
 
 /// The CPU time of one container.
 pub(crate) struct Cpu {
@@ -95,7 +98,6 @@ impl Cpu {
     /// Takes `spent_ns` from the bucket and says how long the container must pause.
     fn charge(&self, spent_ns: u64, now: impl FnOnce() -> u64) -> Option<Duration> {
         self.used_ns.fetch_add(spent_ns, Ordering::Relaxed);
-        self.share.charge(spent_ns);
         if spent_ns >= LONG_NS {
             self.heat(spent_ns, clock_ns());
         }
@@ -117,7 +119,11 @@ impl Cpu {
     }
 
     fn heat(&self, spent_ns: u64, now_ns: u64) {
-        let heated = |cool_at: u64| Some(cool_at.max(now_ns).saturating_add(spent_ns.saturating_mul(COOLING)));
+        let hottest = now_ns.saturating_add(HEAT_CAP_NS * COOLING);
+        let heated = |cool_at: u64| {
+            let cool_at = cool_at.max(now_ns).saturating_add(spent_ns.saturating_mul(COOLING));
+            Some(cool_at.min(hottest))
+        };
         // The closure never refuses.
         self.cool_at_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, heated).ok();
     }
@@ -195,6 +201,8 @@ pub(crate) struct Slice<T> {
     pub(crate) pause: Option<Duration>,
     /// It would have gone on.
     pub(crate) cut: bool,
+    /// The CPU time that it took.
+    pub(crate) spent_ns: u64,
 }
 
 /// Polls a guest once, at its container's cost.
@@ -209,8 +217,9 @@ pub(crate) fn slice<F: Future>(
     let computing = ticker.computing();
     let result = guest.poll(cx);
     drop(computing);
-    let pause = cpu.charge(thread_cpu_ns().saturating_sub(before), clock_ns);
-    Slice { result, pause, cut: CUT.get() }
+    let spent_ns = thread_cpu_ns().saturating_sub(before);
+    let pause = cpu.charge(spent_ns, clock_ns);
+    Slice { result, pause, cut: CUT.get(), spent_ns }
 }
 
 /// A guest's future: each poll is metered, and none happens while the container has to pause.
@@ -309,7 +318,7 @@ where
     F: Future + Send + 'static,
     F::Output: Send,
 {
-    let Slice { result, pause, cut } = slice(guest.as_mut(), &this.cpu, &this.ticker, cx);
+    let Slice { result, pause, cut, .. } = slice(guest.as_mut(), &this.cpu, &this.ticker, cx);
     if result.is_ready() {
         return Some(result);
     }
@@ -389,5 +398,8 @@ mod tests {
             cpu.heat(4 * MS, (1000 + turn * 5) * MS);
         }
         assert!(hot(1050 * MS));
+        // However long it was, it is forgotten soon.
+        cpu.heat(60_000 * MS, 2000 * MS);
+        assert!(hot(2150 * MS) && !hot(2200 * MS));
     }
 }

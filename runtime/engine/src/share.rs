@@ -13,6 +13,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const CPU_WEIGHT: u64 = 1024;
 /// The weight of a container that requests nothing, as a kubelet gives it: it gets what the others leave.
 const WEIGHT_MIN: u64 = 2;
+/// How much a container may have had more than the others when it comes back, of its own CPU time: a few slices. What it
+/// had beyond that is forgiven, so that nobody waits for seconds because of what was long ago.
+const LAG_MAX_NS: u64 = 20_000_000;
 
 /// One container's part in the competition.
 #[derive(Debug)]
@@ -29,9 +32,21 @@ impl Share {
         Self { weight, virtual_ns: AtomicU64::new(0) }
     }
 
-    /// The container has used CPU time.
+    /// The container has used CPU time in its turn.
     pub(crate) fn charge(&self, spent_ns: u64) {
-        self.virtual_ns.fetch_add(spent_ns.saturating_mul(CPU_WEIGHT) / self.weight, Ordering::Relaxed);
+        self.virtual_ns.fetch_add(self.scaled(spent_ns), Ordering::Relaxed);
+    }
+
+    fn scaled(&self, ns: u64) -> u64 {
+        ns.saturating_mul(CPU_WEIGHT) / self.weight
+    }
+
+    /// The container comes back when the others are at `floor`.
+    fn arrive(&self, floor: u64) {
+        let most = floor.saturating_add(self.scaled(LAG_MAX_NS));
+        let near = |at: u64| Some(at.clamp(floor, most));
+        // The closure never refuses.
+        self.virtual_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, near).ok();
     }
 
     fn virtual_ns(&self) -> u64 {
@@ -75,9 +90,14 @@ impl<T> FairQueue<T> {
         Ticket(self.arrivals)
     }
 
-    /// Lets something wait.
+    /// Lets something wait that comes from elsewhere.
+    pub(crate) fn enter(&mut self, ticket: Ticket, share: Arc<Share>, item: T) {
+        share.arrive(self.floor);
+        self.push(ticket, share, item);
+    }
+
+    /// Lets something wait for its next turn.
     pub(crate) fn push(&mut self, ticket: Ticket, share: Arc<Share>, item: T) {
-        share.virtual_ns.fetch_max(self.floor, Ordering::Relaxed);
         self.arrivals += 1;
         self.insert(Waiting { ticket, arrival: self.arrivals, share, item });
     }
@@ -131,7 +151,7 @@ mod tests {
             let share = Arc::new(Share::new(request));
             for _ in 0..guests {
                 let ticket = queue.ticket();
-                queue.push(ticket, share.clone(), number);
+                queue.enter(ticket, share.clone(), number);
             }
         }
         for _ in 0..turns {
@@ -166,7 +186,7 @@ mod tests {
         let share = Arc::new(Share::new(None));
         for guest in 0..5 {
             let ticket = queue.ticket();
-            queue.push(ticket, share.clone(), guest);
+            queue.enter(ticket, share.clone(), guest);
         }
         let mut had = [0; 5];
         for _ in 0..50 {
@@ -183,14 +203,14 @@ mod tests {
         let mut queue = FairQueue::default();
         let (old, new) = (Arc::new(Share::new(Some(1000))), Arc::new(Share::new(Some(1000))));
         let ticket = queue.ticket();
-        queue.push(ticket, old.clone(), "old");
+        queue.enter(ticket, old.clone(), "old");
         for _ in 0..1000 {
             let (ticket, share, name) = queue.pop().unwrap();
             share.charge(SLICE_NS);
             queue.push(ticket, share, name);
         }
         let ticket = queue.ticket();
-        queue.push(ticket, new, "new");
+        queue.enter(ticket, new, "new");
         let mut had = Vec::new();
         for _ in 0..10 {
             let (ticket, share, name) = queue.pop().unwrap();
@@ -203,12 +223,31 @@ mod tests {
     }
 
     #[test]
+    fn nobody_waits_for_what_was_long_ago() {
+        let mut queue = FairQueue::default();
+        let (old, new) = (Arc::new(Share::new(None)), Arc::new(Share::new(None)));
+        // Has had a minute, all alone.
+        old.charge(60_000_000_000);
+        let ticket = queue.ticket();
+        queue.enter(ticket, new, "new");
+        let ticket = queue.ticket();
+        queue.enter(ticket, old, "old");
+        let mut turns = 0;
+        while let Some((ticket, share, "new")) = queue.pop() {
+            share.charge(SLICE_NS);
+            queue.push(ticket, share, "new");
+            turns += 1;
+        }
+        assert!((1..=5).contains(&turns), "{turns}");
+    }
+
+    #[test]
     fn what_is_taken_out_of_turn_is_gone() {
         let mut queue = FairQueue::default();
         let share = Arc::new(Share::new(None));
         let (first, second) = (queue.ticket(), queue.ticket());
-        queue.push(first, share.clone(), 1);
-        queue.push(second, share, 2);
+        queue.enter(first, share.clone(), 1);
+        queue.enter(second, share, 2);
         assert_eq!((queue.remove(first), queue.remove(first)), (Some(1), None));
         assert_eq!(queue.pop().map(|(_, _, item)| item), Some(2));
         assert!(queue.pop().is_none());
