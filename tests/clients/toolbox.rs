@@ -98,6 +98,8 @@ fn runs_commands(client: &Kubectl<'_>, sockets: bool) {
     assert!(said.contains("echo") && said.contains("running"), "{said}");
     let args = ["exec", "tool", "-c", "echo", "--", "cat", "/shared/x"];
     assert_eq!(run(client, sockets, &args, "").1, "shared\n", "one volume, two containers");
+    let (code, _, err) = exec(&["sh", "-c", "echo lost >/nowhere/x"], "");
+    assert!(code == Some(1) && err.contains("no volume is mounted there"), "{code:?} {err}");
     let (code, _, err) = exec(&["sh", "-c", "nothing"], "");
     assert!(code == Some(127) && err.contains("nothing: not found"), "{code:?} {err}");
 }

@@ -81,6 +81,9 @@ impl Cx {
             _ => {}
         }
         let full = self.path(path);
+        if !files::is_mounted(&full) {
+            return Err(at(path, &full, &io::ErrorKind::ReadOnlyFilesystem.into()));
+        }
         let mut options = OpenOptions::new();
         options.create(true).write(!append).append(append).truncate(!append);
         options.open(&full).map(Output::file).map_err(|error| at(path, &full, &error))

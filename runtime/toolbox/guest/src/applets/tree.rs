@@ -39,6 +39,9 @@ pub(super) fn mkdir(cx: &mut Cx, args: &[String]) -> Outcome {
         if files::stat(full).is_ok() {
             return Err(Fail::Say(format!("{path}: File exists")));
         }
+        if !files::is_mounted(full) {
+            return Err(at(path, full, &io::ErrorKind::ReadOnlyFilesystem.into()));
+        }
         fs::create_dir(full).map_err(|error| at(path, full, &error))
     })
 }
@@ -50,6 +53,9 @@ pub(super) fn make_all(full: &str) -> io::Result<()> {
     }
     if let Some((parent, _)) = full.rsplit_once('/').filter(|(parent, _)| !parent.is_empty()) {
         make_all(parent)?;
+    }
+    if !files::is_mounted(full) {
+        return Err(io::ErrorKind::ReadOnlyFilesystem.into());
     }
     fs::create_dir(full)
 }
@@ -199,6 +205,9 @@ pub(super) fn touch(cx: &mut Cx, args: &[String]) -> Outcome {
     each(cx, "touch", &options.rest, |_, path, full| {
         if options.has('c') && files::stat(full).is_err() {
             return Ok(());
+        }
+        if !files::is_mounted(full) {
+            return Err(at(path, full, &io::ErrorKind::ReadOnlyFilesystem.into()));
         }
         let file = OpenOptions::new().create(true).append(true).open(full);
         let touched = file.and_then(|file| file.set_modified(SystemTime::now()));
