@@ -550,39 +550,3 @@ async fn a_full_disk_refuses_writes_until_there_is_room() {
     let replica = open(config(dir.path())).await.unwrap();
     assert_eq!(replica.state().len() as u64, there);
 }
-
-/// What the database may take beside twice what lives in it: empty slots of each size, and a log of its own.
-const DATABASE_BYTES_BESIDE: u64 = 8 << 20;
-
-#[tokio::test]
-async fn churn_does_not_let_the_database_grow() {
-    let dir = tempfile::tempdir().unwrap();
-    let replica = open(Config { flush_every: Duration::from_millis(1), ..config(dir.path()) }).await.unwrap();
-    let mut rng = Rng::new(9);
-    let mut most = 0;
-    let chance = |rng: &mut Rng, bytes: usize| -> String {
-        // Nothing that compresses.
-        (0..bytes / 16).map(|_| format!("{:016x}", rng.next_u64())).collect()
-    };
-    // Two hundred rounds pass quickly; `DHOW_CHURN_ROUNDS` names as many as a month has.
-    let rounds: u64 = std::env::var("DHOW_CHURN_ROUNDS").map_or(200, |rounds| rounds.parse().unwrap());
-    for round in 0..rounds {
-        // Objects come, change their size, and go; names do not come again, as those of pods and events.
-        let ops = (0..10).map(|n| {
-            let size = [100, 900, 5_000, 20_000][rng.below(4) as usize];
-            put(&format!("n{}-{n}", round % 10), &chance(&mut rng, size), Expect::Any).ops.remove(0)
-        });
-        let fresh = put(&format!("fresh-{round}"), "x", Expect::Absent).ops;
-        let gone = (round >= 50).then(|| delete(&format!("fresh-{}", round - 50)).ops.remove(0));
-        let ops = ops.chain(fresh).chain(gone).collect();
-        replica.write(Txn { ops }).await.unwrap();
-        if round % 50 == 49 {
-            most = most.max(replica.status().await.unwrap().database_bytes);
-        }
-    }
-    let live: u64 = replica.state().iter().map(|object| object.json().len() as u64).sum();
-    println!("{rounds} rounds: at most {most} bytes for {live}");
-    assert!(most <= 2 * live + DATABASE_BYTES_BESIDE, "{most} bytes for {live}");
-    let status = replica.status().await.unwrap();
-    assert!(status.log_bytes < 4 << 20, "the log is cut behind the flushes: {}", status.log_bytes);
-}
