@@ -15,7 +15,7 @@ pub(crate) const CONTROLLER: Controller = Controller { name: "ephemeral-volume-c
 /// Keys are pods.
 fn wakes(cache: &Cache, seen: &Seen, wake: &mut dyn FnMut(Key)) {
     if seen.is(resource::PODS) {
-        if seen.new.as_ref().and_then(Side::pod).is_some_and(|pod| !pod.claims.is_empty()) {
+        if seen.new.as_ref().and_then(Side::pod).is_some_and(|pod| !pod.brought.is_empty()) {
             wake(seen.key.clone());
         }
     } else if seen.is(resource::CLAIMS) && seen.new.is_none() {
@@ -25,7 +25,7 @@ fn wakes(cache: &Cache, seen: &Seen, wake: &mut dyn FnMut(Key)) {
 
 fn reconcile(ctx: &Ctx<'_>, key: &Key) -> Plan {
     let mut plan = Plan::default();
-    let Some(pod) = ctx.cache.pod(key).filter(|pod| pod.active() && !pod.claims.is_empty()) else { return plan };
+    let Some(pod) = ctx.cache.pod(key).filter(|pod| pod.active() && !pod.brought.is_empty()) else { return plan };
     let tree = pod.object.tree();
     for volume in meta::list(&tree, "spec.volumes") {
         let Some(template) = meta::at(volume, "ephemeral.volumeClaimTemplate") else { continue };

@@ -68,7 +68,12 @@ pub(super) fn wanted(cache: &Cache, binding: &Binding, pod: &Pod, in_use: InUse<
     for name in &pod.claims {
         let key = Key::new(crate::views::resource::CLAIMS, Arc::clone(&pod.object.key.namespace), name.as_str());
         let Some(claim) = cache.claim(&key) else {
-            return Err(format!("persistentvolumeclaim \"{name}\" not found"));
+            let awaited = "waiting for ephemeral volume controller to create the persistentvolumeclaim";
+            return Err(if pod.brought.contains(name) {
+                format!("{awaited} \"{name}\"")
+            } else {
+                format!("persistentvolumeclaim \"{name}\" not found")
+            });
         };
         if claim.deleting() {
             return Err(format!("persistentvolumeclaim \"{name}\" is being deleted"));

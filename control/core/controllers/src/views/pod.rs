@@ -60,6 +60,8 @@ pub(crate) struct Pod {
     pub(crate) ports: Vec<NamedPort>,
     /// The claims that its volumes are of, by their names in its namespace.
     pub(crate) claims: Vec<String>,
+    /// Those of them that it brings along.
+    pub(crate) brought: Vec<String>,
 }
 
 impl Pod {
@@ -120,6 +122,7 @@ pub(super) fn pod(object: &Arc<Object>) -> Pod {
             })
         })
         .collect();
+    let volumes = json.spec.volumes.unwrap_or_default();
     let scheduler = json.spec.scheduler_name.as_deref().unwrap_or("");
     Pod {
         object: Arc::clone(object),
@@ -149,7 +152,8 @@ pub(super) fn pod(object: &Arc<Object>) -> Pod {
             && json.spec.scheduling_gates.is_none_or(|gates| gates.is_empty()),
         requests: pod_requests(&containers, &init, json.spec.overhead.as_ref()),
         ports,
-        claims: claims(&object.key.name, json.spec.volumes),
+        claims: claims(&object.key.name, &volumes, |_| true),
+        brought: claims(&object.key.name, &volumes, |volume| volume.ephemeral.is_some()),
     }
 }
 
@@ -183,13 +187,13 @@ fn pod_requests(
 }
 
 /// A claim that is made for the pod alone has a name that follows from the pod's.
-fn claims(pod: &str, volumes: Option<Vec<VolumeJson>>) -> Vec<String> {
-    let one = |volume: VolumeJson| match (volume.persistent_volume_claim, volume.ephemeral) {
-        (Some(claim), _) => Some(claim.claim_name),
+fn claims(pod: &str, volumes: &[VolumeJson], wanted: impl Fn(&VolumeJson) -> bool) -> Vec<String> {
+    let one = |volume: &VolumeJson| match (&volume.persistent_volume_claim, &volume.ephemeral) {
+        (Some(claim), _) => Some(claim.claim_name.clone()),
         (None, Some(_)) => Some(format!("{pod}-{}", volume.name)),
         (None, None) => None,
     };
-    volumes.into_iter().flatten().filter_map(one).collect()
+    volumes.iter().filter(|volume| wanted(volume)).filter_map(one).collect()
 }
 
 fn controller(owners: Option<Vec<OwnerJson>>) -> Option<String> {

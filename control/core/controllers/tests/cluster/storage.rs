@@ -108,6 +108,7 @@ fn a_claim_waits_for_its_first_consumer_and_lives_on_without_it() {
         assert_eq!(meta::text(&volume, "spec.persistentVolumeReclaimPolicy"), "Delete");
         let claim = world.get("persistentvolumeclaims", "default", "data").unwrap();
         assert_eq!(claim["status"]["capacity"], json!({"storage": "1Gi"}));
+        assert_eq!(meta::annotation(&claim, "volume.kubernetes.io/storage-provisioner"), Some("dhow.dev/local"));
 
         // Deleted while it is used: it stays until the pod is gone.
         world.delete("persistentvolumeclaims", "default", "data", Propagation::Background);
@@ -340,6 +341,9 @@ fn a_pod_may_bring_its_claims_along() {
     world.create(pod("p", "p", json!({"volumes": [volume]})));
     world.pass(20_000);
     assert_eq!(state_of(&world, "p-v").0, "Bound");
+    let awaited = "waiting for ephemeral volume controller to create the persistentvolumeclaim \"p-v\"";
+    let told = world.events("FailedScheduling");
+    assert!(told.iter().all(|message| message.contains(awaited)), "{told:?}");
     assert!(!node_of(&world, "p").is_empty());
     world.delete("pods", "default", "p", Propagation::Background);
     world.settle();

@@ -1,6 +1,6 @@
 //! What a claim needs next: a class, a volume, or the word that it has one.
 
-use super::provision;
+use super::{PROVISIONED_BY, provision};
 use crate::events::Note;
 use crate::plan::{Ctx, Plan};
 use crate::views::{BIND_COMPLETED, BOUND_BY_CONTROLLER, Claim, Class, Volume};
@@ -8,6 +8,9 @@ use crate::wish::Write;
 use dhow_api::{Tree, meta};
 use serde_json::json;
 use std::sync::Arc;
+
+/// Says on a claim who made its volume.
+const PROVISIONER: &str = "volume.kubernetes.io/storage-provisioner";
 
 /// Compares a claim with what there is for it.
 pub(super) fn sync(ctx: &Ctx<'_>, claim: &Arc<Claim>, plan: &mut Plan) {
@@ -169,5 +172,8 @@ fn settle(claim: &Claim, volume: &Volume, plan: &mut Plan) {
         meta::set(&mut tree, "spec.volumeName", volume.name());
     }
     meta::set_annotation(&mut tree, BIND_COMPLETED, "yes");
+    if let Some(by) = meta::annotation(&volume.object.tree(), PROVISIONED_BY) {
+        meta::set_annotation(&mut tree, PROVISIONER, by);
+    }
     plan.write(Write::Update { tree });
 }
