@@ -266,7 +266,9 @@ fn adopt_stored(now: Time, pod: &Pod, policy: &str, mut containers: Vec<Containe
                 container.last = Some(lost);
             }
         } else if let Some(end) = state.and_then(|s| s.terminated.as_ref()).map(terminated) {
-            if matches!(container.part, Part::Main | Part::Ephemeral) && !restarts(container.part, policy, end.exit_code) {
+            if matches!(container.part, Part::Main | Part::Ephemeral)
+                && !restarts(container.part, policy, end.exit_code)
+            {
                 container.step = Step::Ended(end);
             } else {
                 container.last = Some(end);
