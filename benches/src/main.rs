@@ -6,12 +6,17 @@
 #![expect(clippy::print_stdout, reason = "a benchmark speaks to its user")]
 
 mod cluster;
-mod http;
+mod control;
 mod pods;
+mod runtime;
 mod startup;
 mod store;
 
 use clap::{Parser, ValueEnum};
+
+/// The binary's: some measurements run a control node in this process.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[derive(Parser)]
 struct Args {
@@ -38,10 +43,20 @@ enum What {
     Latency,
     /// Time until a large Deployment is Ready, and memory per pod
     Replicas,
-    /// Requests a second through a node port, beside `wasmtime serve`
+    /// Of `runtime`: requests a second through a node port, beside `wasmtime serve`
     Http,
+    /// The agent's size, HTTP, ten thousand idle programs, CPU limits, ends of spinning programs
+    Runtime,
+    /// Of `runtime`: ten thousand idle programs
+    Density,
+    /// Of `runtime`: CPU limits, ends of spinning programs
+    Limits,
     /// Durable writes, reads and lists of the replicated store, beside etcd
     Store,
+    /// Of `store`: memory of a control node with 10,000 pods on 100 nodes
+    Nodes,
+    /// Of `store`: acknowledged writes after power cuts
+    Power,
 }
 
 #[tokio::main]
@@ -57,8 +72,16 @@ async fn main() -> anyhow::Result<()> {
     if wants(What::Replicas) {
         pods::replicas(args.replicas).await?;
     }
-    if wants(What::Http) {
-        http::measure(args.seconds).await?;
+    match args.what {
+        What::Http => runtime::http(args.seconds).await?,
+        What::Density => runtime::density().await?,
+        What::Limits => runtime::limits().await?,
+        What::Nodes => store::nodes().await?,
+        What::Power => store::power().await?,
+        _ => {}
+    }
+    if wants(What::Runtime) {
+        runtime::measure(args.seconds).await?;
     }
     if wants(What::Store) {
         store::measure(args.seconds).await?;

@@ -7,7 +7,9 @@
 mod etcd;
 mod failover;
 mod load;
+mod nodes;
 mod ours;
+mod power;
 mod watch;
 
 use crate::cluster::root;
@@ -32,7 +34,7 @@ const KILLS: usize = 50;
 
 pub(crate) async fn measure(seconds: u32) -> anyhow::Result<()> {
     let length = Duration::from_secs(seconds.into());
-    let dir = std::env::var_os("BENCH_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let dir = bench_dir();
     let etcd = etcd::program();
     if etcd.is_none() {
         println!("SKIPPED: the peer `etcd`: install it, or set ETCD");
@@ -42,7 +44,24 @@ pub(crate) async fn measure(seconds: u32) -> anyhow::Result<()> {
     }
     list(&dir).await?;
     watch::measure(&dir).await?;
-    failover::measure(KILLS, &dir).await
+    failover::measure(KILLS, &dir).await?;
+    nodes().await?;
+    power().await
+}
+
+/// A control node with many nodes and pods.
+pub(crate) async fn nodes() -> anyhow::Result<()> {
+    nodes::measure(&bench_dir()).await
+}
+
+/// A control node whose disk is copied while it writes.
+pub(crate) async fn power() -> anyhow::Result<()> {
+    power::measure(&bench_dir()).await
+}
+
+/// Where data directories lie.
+fn bench_dir() -> PathBuf {
+    std::env::var_os("BENCH_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
 async fn compare(members: usize, etcd: Option<&str>, length: Duration, dir: &Path) -> anyhow::Result<()> {
