@@ -105,6 +105,8 @@ impl Cluster {
     pub fn push_samples(&self) {
         for (file, image) in [
             ("samples/hello-http/hello-http.wasm", "hello-http:1.0"),
+            ("samples/hello-p3/hello-p3.wasm", "hello-p3:1.0"),
+            ("samples/counter/counter.wasm", "counter:1.0"),
             ("samples/echo-tcp/echo-tcp.wasm", "echo-tcp:1.0"),
             ("samples/guestbook/guestbook-frontend.wasm", "guestbook-frontend:1.0"),
             ("samples/guestbook/guestbook-store.wasm", "guestbook-store:1.0"),

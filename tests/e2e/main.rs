@@ -12,17 +12,29 @@ fn the_samples_answer_through_their_services() {
     let dir = tempfile::tempdir().unwrap();
     let cluster = Cluster::start(dir.path(), &["--nodes", "2"]);
     cluster.push_samples();
-    for sample in ["hello-http/hello-http", "echo-tcp/echo-tcp", "guestbook/guestbook"] {
+    for sample in
+        ["hello-http/hello-http", "hello-p3/hello-p3", "counter/counter", "echo-tcp/echo-tcp", "guestbook/guestbook"]
+    {
         let manifest = cluster.sample(&format!("samples/{sample}.yaml"));
         cluster.dhow(&["apply", "-f", &manifest]);
         assert!(!cluster.dhow(&["apply", "-f", &manifest]).contains("configured"), "a second apply changes nothing");
     }
-    for deployment in ["hello-http", "echo-tcp", "guestbook-store", "guestbook-frontend"] {
+    for deployment in ["hello-http", "hello-p3", "counter", "echo-tcp", "guestbook-store", "guestbook-frontend"] {
         cluster.dhow(&["rollout", "status", &format!("deployment/{deployment}")]);
     }
 
     let hello = http_get(cluster.node_port("hello-http"), "/there");
     assert!(hello.contains("Hello from hello-http-") && hello.contains("you asked for /there"), "{hello}");
+
+    let hello = http_get(cluster.node_port("hello-p3"), "/there");
+    assert!(hello.contains("Hello from hello-p3-") && hello.contains("as one of 1 at a time"), "{hello}");
+
+    // It counts on a volume, and knows the name of its pod.
+    let counter = cluster.node_port("counter");
+    for count in 1..3 {
+        let counted = http_get(counter, "/there");
+        assert!(counted.contains(&format!("/there was asked for {count} times, now from counter-")), "{counted}");
+    }
 
     let echo = cluster.node_port("echo-tcp");
     assert_eq!(eventually(|| exchange(echo, b"ahoy").and_then(nonempty)), "ahoy");
