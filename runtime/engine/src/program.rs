@@ -226,7 +226,9 @@ impl Outside {
     /// How a component is entered, and what it must be linked with: WASI 0.3 as soon as anything of it is mentioned. One
     /// that can be entered in several ways is an HTTP program before a command, and of 0.3 before 0.2.
     fn family(&self) -> Option<Family> {
-        let exports = |interface: &str| self.exports.iter().any(|name| name.starts_with(interface));
+        // A draft of a version, `0.3.0-rc-1`, is something else than the version.
+        let released = |patch: &str| !patch.contains('-');
+        let exports = |interface: &str| self.exports.iter().any(|n| n.strip_prefix(interface).is_some_and(released));
         let (entry, of) = [
             ("wasi:http/handler@0.3.", EntryPoint::Http, Wasi::P3),
             ("wasi:http/incoming-handler@0.2.", EntryPoint::Http, Wasi::P2),
