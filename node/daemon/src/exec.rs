@@ -105,7 +105,9 @@ pub(crate) async fn start(shared: &Shared, at: &ContainerRef, pod: &Pod, command
     if program.entry() != EntryPoint::Command {
         return Err("the program has no command to run: it only answers HTTP requests".to_owned());
     }
-    if is_toolbox && matches!(io, Io::Streams { .. }) && view.locate(dhow_toolbox::STATE_DIR).is_none() {
+    // A volume that is mounted there, or above, is the pod's.
+    let state = format!("{}/{}", dhow_toolbox::STATE_DIR, dhow_toolbox::STATE_FILE);
+    if is_toolbox && matches!(io, Io::Streams { .. }) && view.locate(&state).is_none() {
         spec.mounts.extend(toolbox::tell(shared, at, attempt).await);
     }
     let missing = env.into_iter().filter(|(name, _)| !spec.env.iter().any(|(given, _)| given == name));
@@ -115,4 +117,33 @@ pub(crate) async fn start(shared: &Shared, at: &ContainerRef, pod: &Pod, command
     spec.name = format!("{}-exec", at.container);
     let container = Owned(shared.engine.start(&program, spec, io, net));
     Ok(Started { container, is_toolbox })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dhow_runtime_contract::Mount;
+
+    #[test]
+    fn the_first_word_says_which_program_is_meant() {
+        let mount = Mount { host: "/host".into(), guest: "/data".to_owned(), read_only: false, volume: None };
+        let view = View { mounts: vec![mount], ..View::default() };
+        for (line, expected) in [
+            ("/data/x.wasm a", "file"),
+            ("/nowhere/x.wasm", "own"),
+            ("/data/sh", "own"),
+            ("sh -c x", "toolbox"),
+            ("/bin/ls", "toolbox"),
+            ("tool env", "own"),
+            ("", "own"),
+        ] {
+            let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+            let found = match program_of(&words, &view) {
+                Program::File(_) => "file",
+                Program::Toolbox => "toolbox",
+                Program::Own => "own",
+            };
+            assert_eq!(found, expected, "{line}");
+        }
+    }
 }

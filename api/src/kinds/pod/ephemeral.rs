@@ -47,23 +47,21 @@ pub(super) fn validate(path: &Path<'_>, container: &Tree, others: &BTreeSet<&str
 /// A new pod has none.
 pub(super) fn validate_create(pod: &Tree, faults: &mut Faults) {
     if !meta::list(pod, FIELD).is_empty() {
-        faults.push(Fault::forbidden(Path::root("spec").field("ephemeralContainers"), "cannot be set on create"));
+        faults.push(Fault::forbidden(FIELD, "cannot be set on create"));
     }
 }
 
 /// Those that are there stay as they are.
 pub(super) fn validate_update(new: &Tree, old: &Tree, faults: &mut Faults) {
-    let path = Path::root("spec");
-    let path = path.field("ephemeralContainers");
     for before in meta::list(old, FIELD) {
         let name = meta::text(before, "name");
         match meta::list(new, FIELD).iter().find(|container| meta::text(container, "name") == name) {
             None => faults.push(Fault::forbidden(
-                &path,
+                FIELD,
                 format!("existing ephemeral containers \"{name}\" may not be removed\n"),
             )),
             Some(after) if after != before => faults.push(Fault::forbidden(
-                &path,
+                FIELD,
                 format!("existing ephemeral containers \"{name}\" may not be changed\n"),
             )),
             Some(_) => {}
