@@ -61,11 +61,14 @@ struct Watched {
     immutable: bool,
 }
 
+/// A pod's labels and annotations.
+type Shown = (Option<BTreeMap<String, String>>, Option<BTreeMap<String, String>>);
+
 /// What is known of one pod.
 struct Known {
     sources: BTreeSet<Source>,
     /// What its downward volumes may show.
-    shown: (Option<BTreeMap<String, String>>, Option<BTreeMap<String, String>>),
+    shown: Shown,
     /// It could not be refreshed.
     stale: bool,
 }
