@@ -2,8 +2,10 @@
 //!
 //! [`Server::start`] (`start`) opens the store, makes or loads the cluster's CA or joins a cluster (`join`), binds TCP and
 //! UDP on one address, and runs a few owned tasks. Several control nodes are one cluster: consensus talks over `links`,
-//! what the leader alone does is in `lead` and `control`, and people manage it by `members`. A request goes `serve` (TLS, HTTP) → `route` (who, what, may they) → `read`, `watch`, `write`, `kubelet`
-//! or `plain`. Writes, also those of the controllers (`control`), take one path: the gate plans, the store writes.
+//! what the leader alone does is in `lead` and `control`, and people manage it by `members`. Newcomers are taken in by
+//! `admit`, also those that were members until they lost their data (`rebuild`). A request goes `serve` (TLS, HTTP) →
+//! `route` (who, what, may they) → `read`, `watch`, `write`, `kubelet` or `plain`. Writes, also those of the controllers
+//! (`control`), take one path: the gate plans, the store writes.
 //!
 //! # Tasks
 //!
@@ -44,9 +46,9 @@ mod lead;
 mod links;
 mod member;
 mod members;
+mod node_proxy;
 mod nodes;
 mod pki;
-mod node_proxy;
 mod plain;
 mod read;
 mod rebuild;
@@ -56,9 +58,9 @@ mod serve;
 mod sessions;
 mod spdy;
 mod start;
+mod usage;
 mod watch;
 mod websocket;
-mod usage;
 mod witness;
 mod write;
 
