@@ -10,7 +10,6 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use dhow_runtime_contract::Mount;
 use rustix::fs::{self as sys, AtFlags, FileType, FlockOperation, Mode, OFlags};
@@ -160,6 +159,7 @@ impl Dir {
     }
 
     /// The content of a file; fails if there is more of it than `bytes_max`.
+    #[cfg(any(test, feature = "keyvalue"))]
     pub(crate) fn read(&self, name: &str, bytes_max: usize) -> io::Result<Option<Vec<u8>>> {
         let Some(file) = self.open(name)? else { return Ok(None) };
         let mut bytes = Vec::new();
@@ -249,8 +249,8 @@ impl Dir {
 #[cfg(feature = "blobstore")]
 /// When a file last changed, in seconds since 1970.
 pub(crate) fn modified_s(file: &File) -> io::Result<u64> {
-    let modified: SystemTime = file.metadata()?.modified()?;
-    Ok(modified.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs())
+    let modified = file.metadata()?.modified()?;
+    Ok(modified.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs())
 }
 
 /// A name as that of a file: what might mean something to a file system is written as `%` and two digits.
