@@ -106,11 +106,15 @@ pub(crate) async fn get(replica: &Replica, name: &str) -> anyhow::Result<()> {
     if found { Ok(()) } else { bail!("`{name}` is not there") }
 }
 
-/// Creates one ConfigMap through the HTTPS API.
+/// Creates one ConfigMap through the HTTPS API. What is sent is put together as text: the peer's client does no more.
 pub(crate) async fn create(client: &Client, name: &str, value: &str) -> anyhow::Result<()> {
+    let body =
+        format!(r#"{{"apiVersion":"v1","kind":"ConfigMap","metadata":{{"name":"{name}"}},"data":{{"v":"{value}"}}}}"#);
+    let body = Some(("application/json", body.into()));
     let path = "/api/v1/namespaces/default/configmaps";
-    let tree = serde_json::json!({
-        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"v": value},
-    });
-    crate::cluster::post(client, path, &tree).await
+    let answer = client.request(dhow_client::Method::POST, path, "application/json", body).await?;
+    if answer.status.is_success() {
+        return Ok(());
+    }
+    bail!("creating a ConfigMap: {}", String::from_utf8_lossy(&answer.body))
 }
