@@ -29,7 +29,8 @@ impl HostPaths {
             return Err(DiskError::NotAllowed(path.to_owned()));
         }
         // What is missing is made below what is allowed, without a link in between.
-        let found = asked.strip_prefix(there).map_or(real.clone(), |rest| real.join(rest));
+        let missing = asked.strip_prefix(there).ok().filter(|rest| !rest.as_os_str().is_empty());
+        let found = missing.map_or(real.clone(), |rest| real.join(rest));
         let wanted = match kind {
             "DirectoryOrCreate" if found.is_dir() || !found.exists() => {
                 fs::create_dir_all(&found).map_err(io_at(&found))?;
