@@ -258,7 +258,8 @@ mod tests {
             r#"{"metadata":{"name":"web","namespace":"shop","creationTimestamp":"2026-01-02T03:04:05Z","labels":{"app":"web"}},"timestamp":"2026-01-02T03:04:05Z","window":"15.02s","containers":[{"name":"c","usage":{"cpu":"12345678n","memory":"3Mi"}}]}"#
         );
         let node = node_metrics(&json!({"metadata": {"name": "n1"}}), &summary).unwrap();
-        assert_eq!(node["usage"], json!({"cpu": "1500m", "memory": "1000"}));
+        // As Go has it: what is less than 1 Ki is written in decimal units.
+        assert_eq!(node["usage"], json!({"cpu": "1500m", "memory": "1k"}));
         let mut young = summary.clone();
         young["pods"][0]["containers"][0]["cpu"].as_object_mut().unwrap().remove("usageNanoCores");
         assert_eq!(pod_metrics(&object, &young), None);
