@@ -105,19 +105,8 @@ fn time(at: SystemTime) -> Time {
 
 /// How full the disk under a directory is.
 fn disk_of(dir: &Path) -> Option<Disk> {
-    use std::os::unix::ffi::OsStrExt;
-    let path = std::ffi::CString::new(dir.as_os_str().as_bytes()).ok()?;
-    let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();
-    // SAFETY: `path` ends with a NUL and `stat` has room for what the call writes.
-    let done = unsafe { libc::statvfs(path.as_ptr(), stat.as_mut_ptr()) };
-    if done != 0 {
-        return None;
-    }
-    // SAFETY: the call said that it filled `stat`.
-    let stat = unsafe { stat.assume_init() };
-    #[allow(clippy::unnecessary_cast, reason = "the fields have other widths on other systems")]
-    let (block, blocks, free) = (stat.f_frsize as u64, stat.f_blocks as u64, stat.f_bavail as u64);
-    Some(Disk { capacity: blocks.saturating_mul(block), available: free.saturating_mul(block) })
+    let bytes = crate::host::file_system(dir)?.bytes;
+    Some(Disk { capacity: bytes.capacity, available: bytes.available })
 }
 
 /// `status.images` of the node.
