@@ -13,9 +13,7 @@ impl PodRun {
     /// Tells what of the spec is passed over.
     pub(super) fn say_what_is_ignored(&self, now: Time, out: &mut Vec<Out>) {
         let Some(spec) = self.spec() else { return };
-        for (reason, message) in
-            network(spec).into_iter().chain(processes(spec)).chain(devices(spec)).chain(limits(spec))
-        {
+        for (reason, message) in network(spec).into_iter().chain(processes(spec)).chain(devices(spec)) {
             self.event(now, None, EventKind::Warning, reason, message, out);
         }
     }
@@ -89,29 +87,6 @@ fn devices(spec: &PodSpec) -> Vec<Word> {
     if let Some(names) = those(spec, |c| c.volume_devices.as_ref().is_some_and(|list| !list.is_empty())) {
         let message = format!("volumeDevices are ignored for {names}: a Wasm guest has files only; use volumeMounts");
         words.push(("VolumeDevicesIgnored", message));
-    }
-    words
-}
-
-/// What a pod writes is not counted.
-fn limits(spec: &PodSpec) -> Vec<Word> {
-    let mut words = Vec::new();
-    let volumes = spec.volumes.iter().flatten();
-    let limited = volumes.filter(|v| v.empty_dir.as_ref().is_some_and(|dir| dir.size_limit.is_some()));
-    let limited: Vec<_> = limited.map(|v| v.name.as_str()).collect();
-    if !limited.is_empty() {
-        let message =
-            format!("sizeLimit is ignored for volume {}: this node does not limit volumes", limited.join(", "));
-        words.push(("SizeLimitIgnored", message));
-    }
-    let storage = |c: &Container| {
-        let limits = c.resources.as_ref().and_then(|resources| resources.limits.as_ref());
-        limits.is_some_and(|limits| limits.contains_key("ephemeral-storage"))
-    };
-    if let Some(names) = those(spec, storage) {
-        let message =
-            format!("the limit of ephemeral-storage is ignored for {names}: this node does not limit storage");
-        words.push(("StorageLimitIgnored", message));
     }
     words
 }

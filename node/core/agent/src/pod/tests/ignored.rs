@@ -36,14 +36,9 @@ fn what_a_pod_does_not_get_is_refused_aloud_and_once() {
             with(json!({"lifecycle": {"stopSignal": "SIGUSR1"}})),
             Some("StopSignalIgnored: stopSignal is ignored for c:"),
         ),
-        (
-            with(json!({"resources": {"limits": {"ephemeral-storage": "1Gi"}}})),
-            Some("StorageLimitIgnored: the limit of ephemeral-storage is ignored for c:"),
-        ),
-        (
-            json!({"volumes": [{"name": "v", "emptyDir": {"sizeLimit": "1Mi"}}, {"name": "w", "emptyDir": {}}]}),
-            Some("SizeLimitIgnored: sizeLimit is ignored for volume v:"),
-        ),
+        // These hold: whoever uses more is evicted.
+        (with(json!({"resources": {"limits": {"ephemeral-storage": "1Gi"}}})), None),
+        (json!({"volumes": [{"name": "v", "emptyDir": {"sizeLimit": "1Mi"}}]}), None),
     ] {
         let mut sim = Sim::new(pod(spec));
         sim.apply();
