@@ -259,9 +259,9 @@ pub(crate) fn write_error(error: WriteError) -> ApiError {
         }
         // It may have happened: only the client can know whether to do it again.
         WriteError::Lost => ApiError::timeout(&error.to_string(), 1),
-        WriteError::NoLeader | WriteError::Unavailable(_) | WriteError::Change(_) => {
-            ApiError::unavailable(error.to_string())
-        }
+        // It has waited for a leader long enough.
+        WriteError::NoLeader => ApiError::unavailable(error.to_string()).at_once(),
+        WriteError::Unavailable(_) | WriteError::Change(_) => ApiError::unavailable(error.to_string()),
     }
 }
 

@@ -113,6 +113,10 @@ pub(crate) async fn join(join: &Join, who: Newcomer<'_>, dir: &Path) -> Result<J
     let (request, witness) = (who.request(&key_pem)?, who.witness);
     let credential = match who.former {
         Some(former) if join.token.trim().is_empty() => Credential::Former(former),
+        None if join.token.trim().is_empty() => {
+            let why = format!("no token: add `--token TOKEN`; `dhow member add {}` prints one there", who.name);
+            return Err(refused(&why));
+        }
         _ => Credential::Token(
             join.token.trim().parse().map_err(|error: dhow_pki::token::TokenError| refused(&error.to_string()))?,
         ),

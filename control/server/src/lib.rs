@@ -123,6 +123,10 @@ impl Config {
     }
 }
 
+fn of(rebuild: &Rebuild) -> String {
+    rebuild.name.as_ref().map_or("a control node".to_owned(), |name| format!("control node `{name}`"))
+}
+
 /// Why a control node did not start, or could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
@@ -170,7 +174,7 @@ pub enum ServerError {
         why: String,
     },
     /// The data of a member is damaged or gone. With [`Config::join`] it joins anew instead.
-    #[error("the data of control node `{}` in `{}` is lost: {why}", rebuild.name, dir.display())]
+    #[error("the data of {} in `{}` is lost: {why}", of(rebuild), dir.display())]
     Lost {
         /// Which directory.
         dir: PathBuf,

@@ -19,8 +19,8 @@ const ASIDE: &str = "damaged";
 /// How a member comes back that lost its data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rebuild {
-    /// What it is called.
-    pub name: String,
+    /// What it is called; `None` if nothing is left that says so.
+    pub name: Option<String>,
     /// It votes and holds no objects.
     pub witness: bool,
     /// Another control node that holds all of its data, if any is known.
@@ -32,7 +32,12 @@ pub struct Rebuild {
 impl Rebuild {
     pub(crate) fn new(name: &str, witness: bool, id: u64, members: &[Member]) -> Rebuild {
         let other = members.iter().find(|member| member.id != id && !member.witness);
-        Rebuild { name: name.to_owned(), witness, other: other.map(Member::url), has_certificate: false }
+        Rebuild { name: Some(name.to_owned()), witness, other: other.map(Member::url), has_certificate: false }
+    }
+
+    /// For a member of which nothing is known but what it was started with.
+    pub(crate) fn unknown(name: Option<String>, witness: bool) -> Rebuild {
+        Rebuild { name, witness, other: None, has_certificate: false }
     }
 
     /// What there is to do, with the one command that does it, for a control node that is started with this directory and
@@ -46,8 +51,10 @@ impl Rebuild {
         command.push_str(&format!(" --join {}", other.as_deref().unwrap_or("https://IP:PORT")));
         let mut token = String::new();
         if !has_certificate {
-            command.push_str(&format!(" --name {name} --token TOKEN"));
-            token = format!(" (`dhow member add {name}` prints a token there)");
+            let shown = name.as_deref().unwrap_or("NAME");
+            command.push_str(&format!(" --name {shown} --token TOKEN"));
+            let first = if name.is_none() { "`dhow member list` shows there which name is not reached, " } else { "" };
+            token = format!(" ({first}`dhow member add {shown}` prints a token there)");
         }
         format!(
             "rebuild it from another control node with `{command}`{token}; if there is no other, restore a backup with \
@@ -110,7 +117,7 @@ mod tests {
     fn the_hint_is_the_command() {
         let bind = "192.0.2.3:6443".parse().unwrap();
         let rebuild = Rebuild {
-            name: "m3".to_owned(),
+            name: Some("m3".to_owned()),
             witness: false,
             other: Some("https://192.0.2.1:6443".to_owned()),
             has_certificate: true,
@@ -121,6 +128,10 @@ mod tests {
         let bare = Rebuild { witness: true, has_certificate: false, ..rebuild };
         let hint = bare.hint(Path::new("/d"), bind);
         let command = "--witness --join https://192.0.2.1:6443 --name m3 --token TOKEN` (`dhow member add m3` prints";
+        assert!(hint.contains(command), "{hint}");
+        // A name that was made up would be a new member's, beside the one that is lost.
+        let hint = Rebuild::unknown(None, false).hint(Path::new("/d"), bind);
+        let command = "--join https://IP:PORT --name NAME --token TOKEN` (`dhow member list` shows there which";
         assert!(hint.contains(command), "{hint}");
     }
 }

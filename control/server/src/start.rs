@@ -201,8 +201,15 @@ async fn open(config: &Config, bound: SocketAddr, tasks: &Tasks) -> Result<Opene
     match (kept, &config.join) {
         (Ok(Some(opened)), _) => Ok(opened),
         (Err(ServerError::Lost { why, rebuild, .. }), Some(to)) => {
+            let Some(name) = &rebuild.name else {
+                let why = format!(
+                    "was a control node's, and nothing is left that says which ({why}): add `--name NAME` and a token of \
+                     `dhow member add NAME`; `dhow member list` shows which name is not reached"
+                );
+                return Err(place(dir, why));
+            };
             warn!(why, "the data of this control node is lost: it joins anew");
-            join_anew(config, to, (address, &rebuild.name, rebuild.witness), former(dir), tasks).await
+            join_anew(config, to, (address, name, rebuild.witness), former(dir), tasks).await
         }
         (Err(error), _) => Err(error),
         (Ok(None), Some(_)) if has_store(dir) => Err(place(
@@ -240,8 +247,7 @@ async fn open_kept(config: &Config, address: SocketAddr, tasks: &Tasks) -> Resul
         Ok(None) => return Ok(None),
         Ok(Some(file)) => file,
         Err(error @ ServerError::Member { .. }) => {
-            let name = config.name.clone().unwrap_or_else(|| own_name(address));
-            let rebuild = Rebuild::new(&name, config.witness, 0, &[]);
+            let rebuild = Rebuild::unknown(config.name.clone(), config.witness);
             return Err(lost(&config.data_dir, error.to_string(), rebuild));
         }
         Err(error) => return Err(error),

@@ -278,6 +278,7 @@ async fn who_may_not_join_is_told_why_and_changes_nothing() {
         ("m2", other.url(), &member_token, anywhere(), "it has another CA than the one that the token was made for"),
         ("7", server.url(), &member_token, anywhere(), "it could be taken for a member's number"),
         ("m2", server.url(), &"nonsense".to_owned(), anywhere(), "not a join token"),
+        ("m2", server.url(), &String::new(), anywhere(), "`dhow member add m2` prints one"),
         ("m2", "https://127.0.0.1:9".to_owned(), &member_token, anywhere(), "connecting to"),
         ("m2", server.url(), &member_token, used, "listening on"),
     ] {

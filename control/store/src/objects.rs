@@ -333,8 +333,13 @@ fn guard<T>(run: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
 fn from_sled(doing: &'static str, path: &Path, error: io::Error) -> OpenError {
     match error.kind() {
         io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::Other => {
-            damaged(path, &error.to_string())
+            damaged(path, own_words(&error.to_string()))
         }
         _ => failed(doing, path)(error),
     }
+}
+
+/// What sled says, without the places in its sources that it puts before: `sled:FILE:LINE -> sled:FILE:LINE -> words`.
+fn own_words(text: &str) -> &str {
+    text.rsplit(" -> ").next().unwrap_or(text)
 }
