@@ -373,6 +373,14 @@ impl ApiError {
             .with_details(Details { retry_after_seconds: Some(1), ..Details::default() })
     }
 
+    /// The same for a request that has waited already: without `Retry-After` kubectl shows it instead of waiting on.
+    pub fn at_once(mut self) -> ApiError {
+        if let Some(details) = &mut self.details {
+            details.retry_after_seconds = None;
+        }
+        self
+    }
+
     /// When the client shall try again (`Retry-After`).
     pub fn retry_after_seconds(&self) -> Option<u32> {
         self.details.as_ref().and_then(|details| details.retry_after_seconds)
