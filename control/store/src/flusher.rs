@@ -33,17 +33,14 @@ const PATIENCE: u32 = 15;
 const FREE_BYTES_MIN: u64 = 32 << 20;
 
 /// How much the thread steps back (as `nice` counts) where there are more threads than processors: nobody waits for it,
-/// so it takes what they leave. It cannot fall behind for long: see [`BEHIND_BYTES_MAX`].
+/// so it takes what they leave. It cannot fall behind for long: see [`Flusher::is_behind`].
 const NICENESS: libc::c_int = 15;
-
-/// Changed text that is not flushed yet, with what is being flushed: beyond it new writes wait, which leaves the
-/// processor and the disk to the flush. A start would replay as much of the log, for some seconds.
-const BEHIND_BYTES_MAX: usize = 256 << 20;
 
 /// The replica's end.
 #[derive(Debug)]
 pub(crate) struct Flusher {
     shared: Arc<Shared>,
+    behind_bytes_max: usize,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -86,6 +83,8 @@ pub(crate) struct Disk {
     pub(crate) member: u64,
     /// How long changes gather.
     pub(crate) every: Duration,
+    /// From when on it [is behind](Flusher::is_behind).
+    pub(crate) behind_bytes_max: usize,
     /// What the file system has left.
     pub(crate) free_bytes: Box<dyn Fn() -> u64 + Send>,
 }
@@ -94,7 +93,7 @@ impl Flusher {
     /// Starts the thread, which owns the database from now on.
     pub(crate) fn start(objects: Objects, disk: Disk) -> std::io::Result<Self> {
         let shared = Arc::new(Shared { pending: Mutex::default(), changed: Condvar::new(), done: Notify::new() });
-        let worker = shared.clone();
+        let (worker, behind_bytes_max) = (shared.clone(), disk.behind_bytes_max);
         let work = move || {
             step_back();
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| worker.run(objects, &disk))) {
@@ -102,7 +101,7 @@ impl Flusher {
             }
         };
         let thread = std::thread::Builder::new().name("dhow-objects".into()).spawn(work)?;
-        Ok(Self { shared, thread: Some(thread) })
+        Ok(Self { shared, behind_bytes_max, thread: Some(thread) })
     }
 
     /// Hands over what changed; the state stands at `target` with it.
@@ -145,7 +144,7 @@ impl Flusher {
     /// Whether so much is not flushed that new writes had better wait for the next [`result`](Flusher::result).
     pub(crate) fn is_behind(&self) -> bool {
         let pending = self.shared.lock();
-        pending.taken > 0 && pending.bytes + pending.taken > BEHIND_BYTES_MAX
+        pending.taken > 0 && pending.bytes + pending.taken > self.behind_bytes_max
     }
 
     /// Flushes what is left and ends the thread.
@@ -304,7 +303,13 @@ mod tests {
             looks.fetch_add(1, Ordering::SeqCst);
             room.load(Ordering::SeqCst)
         });
-        let disk = Disk { dir: dir.path().to_owned(), member: 1, every: Duration::from_millis(1), free_bytes };
+        let disk = Disk {
+            dir: dir.path().to_owned(),
+            member: 1,
+            every: Duration::from_millis(1),
+            behind_bytes_max: 0,
+            free_bytes,
+        };
         let mut flusher = Flusher::start(Objects::open(&path, 1).unwrap(), disk).unwrap();
         let mut state = State::new(HistoryMax::default());
         let members = Members { voters: vec![1, 2], learners: vec![3], ..Members::default() };

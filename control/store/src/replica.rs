@@ -141,6 +141,9 @@ pub struct Config {
     /// How long changes gather before the object database is brought up to date; up to fifteen times as long if they
     /// are few. About as much log is replayed by a start.
     pub flush_every: Duration,
+    /// Changed text that may wait for the object database, with what is being flushed, before new writes are held until
+    /// the flush is done: 256 MiB by default, which a start replays in some seconds.
+    pub behind_bytes_max: usize,
     /// How long a start waits for the object database while it makes no progress, before it takes it to be damaged.
     pub load_patience: Duration,
     /// How much of the past can be watched.
@@ -160,6 +163,7 @@ impl Config {
             witness: false,
             segment_bytes: 16 << 20,
             flush_every: Duration::from_secs(2),
+            behind_bytes_max: 256 << 20,
             load_patience: Duration::from_secs(60),
             history_max: HistoryMax::default(),
             tick: TICK,
@@ -208,7 +212,13 @@ impl Replica {
         let consensus = Consensus::new(settings, restored).map_err(|error| damaged(&dir, &error.to_string()))?;
         let free = dir.clone();
         let free_bytes = Box::new(move || free_bytes(&free));
-        let disk = Disk { dir: config.dir, member, every: config.flush_every, free_bytes };
+        let disk = Disk {
+            dir: config.dir,
+            member,
+            every: config.flush_every,
+            behind_bytes_max: config.behind_bytes_max,
+            free_bytes,
+        };
         let no_thread = || failed("starting a thread for", &dir);
         let flusher = Flusher::start(objects, disk).map_err(no_thread())?;
         let log = Log::start(wal).map_err(no_thread())?;

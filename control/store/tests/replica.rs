@@ -60,6 +60,31 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[tokio::test]
+async fn writes_that_wait_for_the_object_database_are_all_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let flush_every = Duration::from_millis(1);
+    let replica = open(Config { flush_every, behind_bytes_max: 0, ..config(dir.path()) }).await.unwrap();
+    let writers = (0..8).map(|writer| {
+        let replica = replica.clone();
+        tokio::spawn(async move {
+            for n in 0..100 {
+                replica.write(put(&format!("w{writer}-{n}"), "x", Expect::Absent)).await.unwrap();
+            }
+        })
+    });
+    for writer in writers.collect::<Vec<_>>() {
+        writer.await.unwrap();
+    }
+    assert_eq!(replica.state().len(), 800);
+    let late = replica.clone();
+    let closing = tokio::spawn(replica.close());
+    // Done or refused, but answered.
+    let ended = late.write(put("late", "x", Expect::Absent)).await;
+    assert!(matches!(ended, Ok(_) | Err(WriteError::Unavailable(_))), "{ended:?}");
+    closing.await.unwrap();
+}
+
+#[tokio::test]
 async fn writes_are_answered_with_their_revision_and_survive_a_close() {
     let dir = tempfile::tempdir().unwrap();
     let replica = open(config(dir.path())).await.unwrap();
