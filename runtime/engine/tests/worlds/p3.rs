@@ -5,7 +5,7 @@ use std::time::Duration;
 use dhow_engine::LoadError;
 use dhow_runtime_contract::{ContainerSpec, EntryPoint, ExitReason, Mount};
 
-use crate::rig::{Net, load, rig, run, serve, spec, start};
+use crate::rig::{Net, idle, load, rig, run, serve, spec, start};
 
 #[tokio::test]
 async fn commands_of_0_3_end_as_those_of_0_2_do() {
@@ -67,7 +67,7 @@ async fn http_programs_of_0_3_answer_from_a_fresh_instance_each_time() {
     ] {
         assert_eq!(net.request(at, path, body).await, (status, answer.to_owned()), "{path}");
     }
-    assert_eq!(container.usage().memory_bytes, 0);
+    idle(&container).await;
     container.stop(Duration::from_secs(10));
     let exit = container.wait().await;
     assert_eq!((exit.code, exit.reason), (0, ExitReason::Completed), "{exit:?}");

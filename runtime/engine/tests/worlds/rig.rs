@@ -118,3 +118,10 @@ pub(crate) async fn serve(program: &Program, args: &[&str], net: PodNet) -> Cont
     }
     container
 }
+
+/// Waits until no instance holds memory: an answer may arrive just before its instance is gone.
+pub(crate) async fn idle(container: &Container) {
+    while container.usage().memory_bytes > 0 {
+        tokio::task::yield_now().await;
+    }
+}
