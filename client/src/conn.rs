@@ -4,12 +4,13 @@ use crate::Config;
 use crate::target::{Choice, Server, Target};
 use crate::watch::Watcher;
 use bytes::Bytes;
+use dhow_gather::Gather;
 use dhow_pki::{Identity, PkiError};
 use http::{Method, Request, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use serde_json::Value as Tree;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// How long dialling may take, name look-up, TCP and TLS together.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -397,13 +399,14 @@ async fn connect(
 ) -> Result<http2::SendRequest<Full<Bytes>>, ClientError> {
     let lost = |source| ClientError::Connect { server: server.url.clone(), source };
     let tls = dial(&server.host, server.port, tls, timeout).await.map_err(lost)?;
-    let handshake = http2::Builder::new(TokioExecutor::new())
+    let io = Gather::new(tls);
+    let handshake = http2::Builder::new(Driving(io.clone()))
         .timer(hyper_util::rt::TokioTimer::new())
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES * 4)
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
-        .handshake(TokioIo::new(tls));
+        .handshake(TokioIo::new(io));
     let (sender, connection) = handshake.await.map_err(|source| http_error(server, source))?;
     // The connection's task ends by itself when the last sender, kept by the client and by requests, is gone.
     let server = server.url.clone();
@@ -413,6 +416,19 @@ async fn connect(
         }
     });
     Ok(sender)
+}
+
+/// Runs what hyper runs beside the connection's future, of which one task is the one that writes.
+#[derive(Clone)]
+struct Driving(Gather<TlsStream<TcpStream>>);
+
+impl<F> hyper::rt::Executor<F> for Driving
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        tokio::spawn(self.0.driving(future));
+    }
 }
 
 fn http_error(server: &Server, source: hyper::Error) -> ClientError {
@@ -502,7 +518,7 @@ async fn dial(
     port: u16,
     tls: Arc<ClientConfig>,
     timeout: Duration,
-) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+) -> std::io::Result<TlsStream<TcpStream>> {
     let name = match host.parse::<IpAddr>() {
         Ok(ip) => ServerName::IpAddress(ip.into()),
         Err(_) => ServerName::try_from(host.to_owned()).map_err(std::io::Error::other)?,

@@ -2,6 +2,7 @@
 
 use crate::app::App;
 use crate::{auth, route};
+use dhow_gather::Gather;
 use dhow_tasks::{Stop, Tasks};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -71,8 +72,8 @@ async fn connection(socket: TcpStream, tls: TlsAcceptor, app: Arc<App>, stop: St
         let (app, certificate) = (app.clone(), certificate.clone());
         async move { Ok::<_, Infallible>(route::handle(app, certificate, request).await) }
     });
-    let io = TokioIo::new(stream);
     let result = if is_h2 {
+        let io = Gather::new(stream);
         let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
         builder
             .timer(TokioTimer::new())
@@ -81,18 +82,21 @@ async fn connection(socket: TcpStream, tls: TlsAcceptor, app: Arc<App>, stop: St
             .initial_connection_window_size(4 * WINDOW_BYTES)
             .keep_alive_interval(Duration::from_secs(30))
             .keep_alive_timeout(Duration::from_secs(20));
-        let mut serving = pin!(builder.serve_connection(io, service));
-        tokio::select! {
-            result = serving.as_mut() => result,
-            () = stop.stopped() => {
-                serving.as_mut().graceful_shutdown();
-                drain(serving).await
+        let mut serving = Box::pin(builder.serve_connection(TokioIo::new(io.clone()), service));
+        let served = async move {
+            tokio::select! {
+                result = serving.as_mut() => result,
+                () = stop.stopped() => {
+                    serving.as_mut().graceful_shutdown();
+                    drain(serving).await
+                }
             }
-        }
+        };
+        io.driving(served).await
     } else {
         let mut builder = hyper::server::conn::http1::Builder::new();
         builder.timer(TokioTimer::new());
-        let mut serving = pin!(builder.serve_connection(io, service).with_upgrades());
+        let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service).with_upgrades());
         tokio::select! {
             result = serving.as_mut() => result,
             () = stop.stopped() => {

@@ -114,14 +114,17 @@ impl Cache {
         if change.revision == self.revision {
             self.at_revision.insert(change.key.clone());
         }
-        let old = self.objects.remove(&change.key).map(|(object, view)| Side { object, view });
+        let new = change.new.as_ref().map(|object| Side { object: Arc::clone(object), view: view(object) });
+        let old = match &new {
+            Some(new) => self.objects.insert(change.key.clone(), (Arc::clone(&new.object), new.view.clone())),
+            None => self.objects.remove(&change.key),
+        };
+        let old = old.map(|(object, view)| Side { object, view });
         if let Some(old) = &old {
             self.unlink(old, change.revision);
         }
-        let new = change.new.as_ref().map(|object| Side { object: Arc::clone(object), view: view(object) });
         if let Some(new) = &new {
             self.link(new, change.revision);
-            self.objects.insert(change.key.clone(), (Arc::clone(&new.object), new.view.clone()));
         }
         let seen = Seen { key: change.key.clone(), old, new };
         self.note_life(now, &seen);

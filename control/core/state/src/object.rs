@@ -5,6 +5,7 @@ use crate::{Key, json};
 use bytes::Bytes;
 use dhow_api::Tree;
 use dhow_api::index::{Fields, Index, index};
+use dhow_api::kinds::Kind;
 use dhow_types::{Revision, Time};
 
 /// An object's size ends here (as in Kubernetes, whose store takes 1.5 MiB): beyond, watchers and the log would be slowed
@@ -100,15 +101,27 @@ pub(crate) struct Parsed {
 
 impl Parsed {
     pub(crate) fn read(resource: &str, value: &[u8]) -> Result<Self, Malformed> {
-        let tree: Tree = serde_json::from_slice(value).map_err(|_| Malformed::Json)?;
+        let kind = dhow_api::kinds::by_group_resource(resource);
+        let tree = match kind {
+            Some(kind) if !kind.field_labels.is_empty() => serde_json::from_slice(value),
+            _ => serde_json::from_slice::<Head>(value).map(|head| Tree::from_iter([("metadata", head.metadata)])),
+        };
+        let tree: Tree = tree.map_err(|_| Malformed::Json)?;
         let place = json::revision_place(value).ok_or(Malformed::Metadata)?;
-        Ok(Self { index: index_of(resource, &tree), place })
+        Ok(Self { index: index_of(kind, &tree), place })
     }
 }
 
+/// All that most kinds' index needs. The rest is read over, which tells that it is JSON and costs a third.
+#[derive(serde::Deserialize)]
+struct Head {
+    #[serde(default)]
+    metadata: Tree,
+}
+
 /// The index that the kind's file defines; for a resource that the table of kinds does not know, what every object has.
-fn index_of(resource: &str, tree: &Tree) -> Index {
-    if let Some(kind) = dhow_api::kinds::by_group_resource(resource) {
+fn index_of(kind: Option<&'static Kind>, tree: &Tree) -> Index {
+    if let Some(kind) = kind {
         return index(kind, tree);
     }
     let metadata = &tree["metadata"];
