@@ -45,7 +45,7 @@ pub struct Fields {
 }
 
 impl Fields {
-    fn of(kind: &'static Kind, tree: &Tree) -> Fields {
+    fn of(kind: &Kind, tree: &Tree) -> Fields {
         let given = kind.field_values(tree);
         let mut text = String::new();
         let mut ends = Vec::with_capacity(OF_ALL.len() + kind.field_labels.len());
@@ -66,7 +66,7 @@ impl Fields {
 }
 
 /// Picks the keys out of an object.
-pub fn index(kind: &'static Kind, tree: &Tree) -> Index {
+pub fn index(kind: &Kind, tree: &Tree) -> Index {
     Index {
         uid: meta::uid(tree).to_owned(),
         labels: meta::labels(tree).map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),

@@ -15,7 +15,7 @@ use dhow_api::kinds::Kind;
 use dhow_api::status::ApiError;
 use dhow_gate::write::{Context, Plan, Reply, ServiceRanges, View, rejection, scale_of};
 use dhow_registry::Registry;
-use dhow_state::{Applied, Key, Object, Txn};
+use dhow_state::{Applied, Key, Object, Prepared, Txn};
 use dhow_store::{Failure, Replica, RoleNow, WriteError};
 use dhow_tasks::{Stop, Tasks};
 use dhow_types::{Revision, Time};
@@ -202,16 +202,14 @@ impl App {
 
     /// Writes what no gate has to plan. While a leader is elected it waits.
     pub(crate) async fn write_raw(&self, txn: Txn) -> Result<Applied, ApiError> {
-        self.try_write(&txn, false).await.map_err(write_error)
+        let prepared = txn.prepare().map_err(|error| write_error(error.into()))?;
+        self.try_write(&prepared, false).await.map_err(write_error)
     }
 
-    async fn try_write(&self, txn: &Txn, lazy: bool) -> Result<Applied, WriteError> {
+    async fn try_write(&self, prepared: &Prepared, lazy: bool) -> Result<Applied, WriteError> {
         let end = Instant::now() + LEADER_WAIT;
         loop {
-            let written = match lazy {
-                true => self.replica.write_lazily(txn.clone()).await,
-                false => self.replica.write(txn.clone()).await,
-            };
+            let written = self.replica.write_prepared(prepared.clone(), lazy).await;
             // Nothing was changed: it is as if it had not been tried.
             if !matches!(written, Err(WriteError::NoLeader)) || !self.is_led_before(end).await {
                 return written;
@@ -228,7 +226,7 @@ impl App {
     ) -> Result<Done, ApiError> {
         let mut plans = 0;
         loop {
-            let Plan { txn, reply, code, warnings, lazy } = {
+            let Plan { txn, index, reply, code, warnings, lazy } = {
                 let view = self.view();
                 plan(&Context { view: &view, now: now(), seed: seed()?, services: self.services, dry_run })?
             };
@@ -237,7 +235,8 @@ impl App {
                 return Ok(Done { code, shown, warnings, revision: None });
             };
             plans += 1;
-            match self.try_write(&txn, lazy).await {
+            let prepared = txn.prepare_with(index).map_err(|rejected| rejection(kind, &rejected))?;
+            match self.try_write(&prepared, lazy).await {
                 Ok(applied) => {
                     let shown = shown(reply, applied.objects.into_iter().next())?;
                     return Ok(Done { code, shown, warnings, revision: Some(applied.revision) });

@@ -7,7 +7,7 @@ use crate::read;
 use crate::route::Call;
 use bytes::Bytes;
 use dhow_api::Tree;
-use dhow_api::decode::{self, Decoded, Validation};
+use dhow_api::decode::{self, Decoded, Media, Validation};
 use dhow_api::kinds::Subresource;
 use dhow_api::status::ApiError;
 use dhow_api::table;
@@ -43,15 +43,35 @@ pub(crate) async fn read_body(body: RequestBody) -> Result<Bytes, ApiError> {
     }
 }
 
+/// The object of a body. A plan takes its tree; if it has to be planned again, which is rare, the body is read again.
+struct Given {
+    tree: Option<Tree>,
+    body: Bytes,
+    media: Media,
+    schema: &'static str,
+    validation: Validation,
+}
+
+impl Given {
+    fn take(&mut self) -> Result<Tree, ApiError> {
+        if let Some(tree) = self.tree.take() {
+            return Ok(tree);
+        }
+        Ok(decode::decode(&self.body, self.media, Some(self.schema), self.validation)?.tree)
+    }
+}
+
+/// Reads the object of a body, and gives the warnings about it.
 async fn read_object(
     call: &Call<'_>,
     body: RequestBody,
-    schema: &str,
+    schema: &'static str,
     validation: Validation,
-) -> Result<Decoded, ApiError> {
+) -> Result<(Given, Vec<String>), ApiError> {
     let media = media::body_media(call.content_type())?;
     let body = read_body(body).await?;
-    decode::decode(&body, media, Some(schema), validation)
+    let Decoded { tree, warnings } = decode::decode(&body, media, Some(schema), validation)?;
+    Ok((Given { tree: Some(tree), body, media, schema, validation }, warnings))
 }
 
 fn finish(call: &Call<'_>, accepted: Accepted, done: Done, mut warnings: Vec<String>) -> Answer {
@@ -80,10 +100,10 @@ fn finish(call: &Call<'_>, accepted: Accepted, done: Done, mut warnings: Vec<Str
 pub(crate) async fn create(call: &Call<'_>, body: RequestBody) -> Result<Answer, ApiError> {
     let accepted = call.accepted(Endpoint::Objects)?;
     let options = options::write_options("CreateOptions", call.query)?;
-    let Decoded { tree, warnings } = read_object(call, body, call.kind.schema, options.validation).await?;
+    let (mut given, warnings) = read_object(call, body, call.kind.schema, options.validation).await?;
     let done = call
         .app
-        .write(call.kind, options.dry_run, |ctx| plan::create(ctx, call.kind, &call.target.namespace, tree.clone()))
+        .write(call.kind, options.dry_run, |ctx| plan::create(ctx, call.kind, &call.target.namespace, given.take()?))
         .await?;
     Ok(finish(call, accepted, done, warnings))
 }
@@ -92,10 +112,10 @@ pub(crate) async fn create(call: &Call<'_>, body: RequestBody) -> Result<Answer,
 pub(crate) async fn update(call: &Call<'_>, body: RequestBody) -> Result<Answer, ApiError> {
     let accepted = call.accepted(Endpoint::Objects)?;
     let options = options::write_options("UpdateOptions", call.query)?;
-    let Decoded { tree, warnings } = read_object(call, body, call.kind.schema, options.validation).await?;
+    let (mut given, warnings) = read_object(call, body, call.kind.schema, options.validation).await?;
     let done = call
         .app
-        .write(call.kind, options.dry_run, |ctx| plan::update(ctx, call.kind, name(call), tree.clone()))
+        .write(call.kind, options.dry_run, |ctx| plan::update(ctx, call.kind, name(call), given.take()?))
         .await?;
     Ok(finish(call, accepted, done, warnings))
 }
@@ -104,10 +124,10 @@ pub(crate) async fn update(call: &Call<'_>, body: RequestBody) -> Result<Answer,
 pub(crate) async fn update_status(call: &Call<'_>, body: RequestBody) -> Result<Answer, ApiError> {
     let accepted = call.accepted(Endpoint::Objects)?;
     let options = options::write_options("UpdateOptions", call.query)?;
-    let Decoded { tree, warnings } = read_object(call, body, call.kind.schema, options.validation).await?;
+    let (mut given, warnings) = read_object(call, body, call.kind.schema, options.validation).await?;
     let done = call
         .app
-        .write(call.kind, options.dry_run, |ctx| plan::update_status(ctx, call.kind, name(call), tree.clone()))
+        .write(call.kind, options.dry_run, |ctx| plan::update_status(ctx, call.kind, name(call), given.take()?))
         .await?;
     Ok(finish(call, accepted, done, warnings))
 }
@@ -116,10 +136,10 @@ pub(crate) async fn update_status(call: &Call<'_>, body: RequestBody) -> Result<
 pub(crate) async fn update_ephemeral(call: &Call<'_>, body: RequestBody) -> Result<Answer, ApiError> {
     let accepted = call.accepted(Endpoint::Objects)?;
     let options = options::write_options("UpdateOptions", call.query)?;
-    let Decoded { tree, warnings } = read_object(call, body, call.kind.schema, options.validation).await?;
+    let (mut given, warnings) = read_object(call, body, call.kind.schema, options.validation).await?;
     let done = call
         .app
-        .write(call.kind, options.dry_run, |ctx| plan::update_ephemeral(ctx, call.kind, name(call), tree.clone()))
+        .write(call.kind, options.dry_run, |ctx| plan::update_ephemeral(ctx, call.kind, name(call), given.take()?))
         .await?;
     Ok(finish(call, accepted, done, warnings))
 }
@@ -128,10 +148,10 @@ pub(crate) async fn update_ephemeral(call: &Call<'_>, body: RequestBody) -> Resu
 pub(crate) async fn finalize(call: &Call<'_>, body: RequestBody) -> Result<Answer, ApiError> {
     let accepted = call.accepted(Endpoint::Objects)?;
     let options = options::write_options("UpdateOptions", call.query)?;
-    let Decoded { tree, warnings } = read_object(call, body, call.kind.schema, options.validation).await?;
+    let (mut given, warnings) = read_object(call, body, call.kind.schema, options.validation).await?;
     let done = call
         .app
-        .write(call.kind, options.dry_run, |ctx| plan::finalize(ctx, call.kind, name(call), tree.clone()))
+        .write(call.kind, options.dry_run, |ctx| plan::finalize(ctx, call.kind, name(call), given.take()?))
         .await?;
     Ok(finish(call, accepted, done, warnings))
 }
@@ -140,7 +160,8 @@ pub(crate) async fn finalize(call: &Call<'_>, body: RequestBody) -> Result<Answe
 pub(crate) async fn update_scale(call: &Call<'_>, body: RequestBody) -> Result<Answer, ApiError> {
     let accepted = call.accepted(Endpoint::Plain)?;
     let options = options::write_options("UpdateOptions", call.query)?;
-    let Decoded { tree, warnings } = read_object(call, body, plan::SCALE_SCHEMA, options.validation).await?;
+    let (mut given, warnings) = read_object(call, body, plan::SCALE_SCHEMA, options.validation).await?;
+    let tree = given.take()?;
     let done =
         call.app.write(call.kind, options.dry_run, |ctx| plan::update_scale(ctx, call.kind, name(call), &tree)).await?;
     Ok(finish(call, accepted, done, warnings))
@@ -243,7 +264,8 @@ pub(crate) async fn delete_collection(call: &Call<'_>, body: RequestBody) -> Res
 pub(crate) async fn bind(call: &Call<'_>, body: RequestBody) -> Result<Answer, ApiError> {
     let accepted = call.accepted(Endpoint::Plain)?;
     let WriteOptions { dry_run, validation } = options::write_options("CreateOptions", call.query)?;
-    let Decoded { tree, warnings } = read_object(call, body, BINDING_SCHEMA, validation).await?;
+    let (mut given, warnings) = read_object(call, body, BINDING_SCHEMA, validation).await?;
+    let tree = given.take()?;
     let done = call.app.write(call.kind, dry_run, |ctx| plan::bind(ctx, call.kind, name(call), &tree)).await?;
     Ok(finish(call, accepted, done, warnings))
 }
@@ -252,7 +274,8 @@ pub(crate) async fn bind(call: &Call<'_>, body: RequestBody) -> Result<Answer, A
 pub(crate) async fn evict(call: &Call<'_>, body: RequestBody) -> Result<Answer, ApiError> {
     let accepted = call.accepted(Endpoint::Plain)?;
     let WriteOptions { dry_run, validation } = options::write_options("CreateOptions", call.query)?;
-    let Decoded { tree, warnings } = read_object(call, body, EVICTION_SCHEMA, validation).await?;
+    let (mut given, warnings) = read_object(call, body, EVICTION_SCHEMA, validation).await?;
+    let tree = given.take()?;
     let done =
         call.app.write(call.kind, dry_run, |ctx| plan::evict(ctx, call.kind, name(call), &tree, call.query)).await?;
     Ok(finish(call, accepted, done, warnings))

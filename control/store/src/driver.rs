@@ -50,6 +50,10 @@ const LAZY_MAX: usize = ROUND_REQUESTS_MAX / 2;
 /// How long a close waits for writes that are on their way, and for somebody else to lead.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 
+/// How long requests gather while the log writes, instead of waking the thread one by one: what is proposed meanwhile
+/// would wait for the disk anyway. On a slower disk than this the other members, who may be faster, get them earlier.
+const GATHER_MAX: Duration = Duration::from_millis(1);
+
 /// What a request's own bytes do not show of what the log writes for it.
 const WRITE_OVERHEAD: usize = 128;
 
@@ -141,6 +145,8 @@ pub(crate) struct Work {
     lazy: Vec<Write>,
     lazy_due: Option<Instant>,
     next_id: u64,
+    /// What the log's thread has been given last and has not written yet, and until when requests gather for it.
+    writing: Option<(u64, Instant)>,
     health: Health,
     wishes: VecDeque<Out>,
     /// The latest image that another member sent, until consensus has looked at it.
@@ -177,6 +183,7 @@ enum Event {
     Logged,
     Flushed,
     Lazy,
+    Gathered,
     Deadline,
     Wake,
 }
@@ -195,9 +202,10 @@ impl Driver {
         self.wake();
         while !self.is_done() {
             let mut round = Round::default();
-            match self.next_event().await {
+            let event = self.next_event().await;
+            let has_logged = matches!(event, Event::Logged);
+            match event {
                 Event::Wake => self.wake(),
-                Event::Logged => self.handle_logged(),
                 Event::Flushed => {
                     self.handle_flushed();
                     mem::take(&mut self.work.held).into_iter().for_each(|write| round.add(write));
@@ -206,7 +214,8 @@ impl Driver {
                 Event::Lazy => self.send_lazy(&mut round),
                 Event::Request(request) => self.take(request, &mut round),
                 Event::Gone => self.begin_close(None),
-                Event::Deadline => {}
+                // What has gathered is played below; first it, so that the disk works while the last round is applied.
+                Event::Logged | Event::Gathered | Event::Deadline => {}
             }
             while round.has_room()
                 && let Ok(request) = self.requests.try_recv()
@@ -214,6 +223,9 @@ impl Driver {
                 self.take(request, &mut round);
             }
             self.play(round);
+            if has_logged {
+                self.handle_logged();
+            }
             self.read();
         }
         self.close();
@@ -227,6 +239,7 @@ impl Driver {
         });
         let by = self.work.closing.as_ref().map(|closing| closing.by);
         let due = self.work.lazy_due;
+        let gathering = self.work.writing.map(|(_, until)| until).filter(|until| Instant::now() < *until);
         tokio::select! {
             biased;
             () = async { wake.expect("guarded by the condition").await }, if wake.is_some() => Event::Wake,
@@ -234,8 +247,9 @@ impl Driver {
             () = self.flusher.done() => Event::Flushed,
             () = sleep_until(by), if by.is_some() => Event::Deadline,
             () = sleep_until(due), if due.is_some() => Event::Lazy,
+            () = sleep_until(gathering), if gathering.is_some() => Event::Gathered,
             Some(message) = self.inbox.recv() => Event::Peer(message),
-            request = self.requests.recv(), if by.is_none() => request.map_or(Event::Gone, Event::Request),
+            request = self.requests.recv(), if by.is_none() && gathering.is_none() => request.map_or(Event::Gone, Event::Request),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::wal::{damaged, failed};
 use crate::watch::{AllWatch, Filter, From, Hub, Watch};
 use bytes::{Bytes, BytesMut};
 use dhow_consensus::{Consensus, EntryKind, LagMax, MemberChange, Members, Position, Progress, Role};
-use dhow_state::{Applied, Compacted, HistoryMax, OBJECT_BYTES_MAX, State, Txn};
+use dhow_state::{Applied, Compacted, HistoryMax, OBJECT_BYTES_MAX, Prepared, State, Txn};
 use dhow_types::Revision;
 use std::any::Any;
 use std::ffi::CString;
@@ -273,16 +273,14 @@ impl Replica {
     /// Does all of a transaction or nothing; answers when it is durable on a majority and applied here, on whichever
     /// member. A caller that goes away does not stop its write.
     pub async fn write(&self, txn: Txn) -> Result<Applied, WriteError> {
-        self.propose(txn, false).await
+        // Here and not on the replica's thread, of which there is one.
+        self.write_prepared(txn.prepare()?, false).await
     }
 
-    /// [`write`](Replica::write) that may wait for some seconds to share the sync of another one: for what is written
-    /// again and again, like heartbeats.
-    pub async fn write_lazily(&self, txn: Txn) -> Result<Applied, WriteError> {
-        self.propose(txn, true).await
-    }
-
-    async fn propose(&self, txn: Txn, lazy: bool) -> Result<Applied, WriteError> {
+    /// The same with values that were read already. If it is `lazy` it may wait for some seconds to share the sync of
+    /// another one: for what is written again and again, like heartbeats.
+    pub async fn write_prepared(&self, prepared: Prepared, lazy: bool) -> Result<Applied, WriteError> {
+        let txn = prepared.txn();
         let too_large = |value: &Bytes| value.len() > OBJECT_BYTES_MAX;
         if txn.ops.iter().any(|op| op.value().is_some_and(too_large)) {
             return Err(WriteError::TooLarge);
@@ -291,8 +289,6 @@ impl Replica {
         if data.len() > TXN_BYTES_MAX {
             return Err(WriteError::TooLarge);
         }
-        // Here and not on the replica's thread, of which there is one.
-        let prepared = txn.prepare()?;
         let bytes = u32::try_from(data.len()).expect("8 MiB fit");
         let room = self.room.clone().acquire_many_owned(bytes).await.map_err(|_| closed())?;
         let (reply, answer) = oneshot::channel();

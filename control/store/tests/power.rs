@@ -293,7 +293,9 @@ fn heartbeats_share_syncs() {
     let replica = Replica::open(Config::new(&root), Arc::new(Alone)).unwrap();
     let beat = |n: u64| {
         let replica = replica.clone();
-        runtime.spawn(async move { replica.write_lazily(put(&format!("node-{n}"), n, 100)).await.unwrap().revision })
+        runtime.spawn(async move {
+            replica.write_prepared(put(&format!("node-{n}"), n, 100).prepare().unwrap(), true).await.unwrap().revision
+        })
     };
     // Whoever is not lazy takes those along who are.
     let before = disk.syncs.load(Ordering::SeqCst);

@@ -10,7 +10,7 @@
 
 use std::future::Future;
 use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -71,12 +71,15 @@ impl<S: AsyncWrite + Unpin> Gather<S> {
     /// nobody waits for what the peer does not take at once then.
     pub fn driving<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F, S> {
         let gather = self.clone();
-        let mut future = Box::pin(future);
-        std::future::poll_fn(move |cx| {
-            let polled = future.as_mut().poll(cx);
-            gather.lock().end_turn(cx, polled.is_ready());
-            polled
-        })
+        async move {
+            let mut future = pin!(future);
+            let turn = |cx: &mut Context<'_>| {
+                let polled = future.as_mut().poll(cx);
+                gather.lock().end_turn(cx, polled.is_ready());
+                polled
+            };
+            std::future::poll_fn(turn).await
+        }
     }
 }
 

@@ -42,14 +42,16 @@ impl Rng {
     /// A random (version 4) UUID in the form of `metadata.uid`.
     pub fn uuid(&mut self) -> String {
         let (a, b) = (self.next_u64(), self.next_u64());
-        format!(
-            "{:08x}-{:04x}-4{:03x}-{:04x}-{:012x}",
-            a >> 32,
-            (a >> 16) & 0xffff,
-            a & 0xfff,
-            0x8000 | ((b >> 48) & 0x3fff),
-            b & 0xffff_ffff_ffff
-        )
+        let (a, b) = (a & !0xf000 | 0x4000, b & !(0b11 << 62) | 0b10 << 62);
+        let mut text = String::with_capacity(36);
+        for digit in 0..32 {
+            if matches!(digit, 8 | 12 | 16 | 20) {
+                text.push('-');
+            }
+            let word = if digit < 16 { a } else { b };
+            text.push(char::from(b"0123456789abcdef"[(word >> (60 - 4 * (digit % 16))) as usize & 0xf]));
+        }
+        text
     }
 }
 

@@ -107,8 +107,13 @@ impl Parsed {
             _ => serde_json::from_slice::<Head>(value).map(|head| Tree::from_iter([("metadata", head.metadata)])),
         };
         let tree: Tree = tree.map_err(|_| Malformed::Json)?;
+        Self::known(index_of(kind, &tree), value)
+    }
+
+    /// The same where the index is known already.
+    pub(crate) fn known(index: Index, value: &[u8]) -> Result<Self, Malformed> {
         let place = json::revision_place(value).ok_or(Malformed::Metadata)?;
-        Ok(Self { index: index_of(kind, &tree), place })
+        Ok(Self { index, place })
     }
 }
 
@@ -120,7 +125,7 @@ struct Head {
 }
 
 /// The index that the kind's file defines; for a resource that the table of kinds does not know, what every object has.
-fn index_of(kind: Option<&'static Kind>, tree: &Tree) -> Index {
+fn index_of(kind: Option<&Kind>, tree: &Tree) -> Index {
     if let Some(kind) = kind {
         return index(kind, tree);
     }

@@ -4,6 +4,7 @@ use crate::object::Parsed;
 use crate::wire::{DecodeError, Reader, put_bytes, put_varint};
 use crate::{Key, Malformed, Object};
 use bytes::Bytes;
+use dhow_api::index::Index;
 use dhow_types::{Revision, Time};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -126,6 +127,12 @@ impl Rejected {
 impl Txn {
     /// Reads all values. What no state would accept is refused here already.
     pub fn prepare(self) -> Result<Prepared, Rejected> {
+        self.prepare_with(None)
+    }
+
+    /// The same where the index of the first operation's value is known: that one is not read again. Who knows it has
+    /// just written the text from the tree that the index is of.
+    pub fn prepare_with(self, mut first: Option<Index>) -> Result<Prepared, Rejected> {
         let mut seen = BTreeSet::new();
         let mut parsed = Vec::with_capacity(self.ops.len());
         for op in &self.ops {
@@ -133,8 +140,12 @@ impl Txn {
             if self.ops.len() > 1 && !seen.insert(op.key()) {
                 return Err(malformed(Malformed::Repeated));
             }
-            let read = |value: &Bytes| Parsed::read(&op.key().resource, value).map_err(malformed);
+            let read = |value: &Bytes| match first.take() {
+                Some(index) => Parsed::known(index, value).map_err(malformed),
+                None => Parsed::read(&op.key().resource, value).map_err(malformed),
+            };
             parsed.push(op.value().map(read).transpose()?);
+            first = None;
         }
         Ok(Prepared { txn: self, parsed })
     }

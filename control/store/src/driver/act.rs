@@ -1,6 +1,6 @@
 //! What consensus wishes, done in the order of its wishes.
 
-use super::{Driver, Health, Reply, Standing, Waiting, Write};
+use super::{Driver, GATHER_MAX, Health, Reply, Standing, Waiting, Write};
 use crate::error::{Failure, WriteError};
 use crate::flusher::Flushed;
 use crate::image::{Image, Snapshot};
@@ -12,6 +12,7 @@ use dhow_state::{Applied, Change, DecodeError, Prepared, Rejected, State, Txn};
 use dhow_types::{Machine, Revision};
 use std::mem;
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 use tokio::sync::OwnedSemaphorePermit;
 
 /// How many entries are applied under one lock: readers wait for no more than about a millisecond.
@@ -128,6 +129,7 @@ impl Driver {
             Ok(()) => Some(In::Persisted(number)),
             Err(persist) => {
                 self.log.persist(persist);
+                self.work.writing = Some((number, Instant::now() + GATHER_MAX));
                 None
             }
         }
@@ -263,6 +265,7 @@ impl Driver {
     pub(super) fn handle_logged(&mut self) {
         let report = self.log.report();
         if let Some(number) = report.persisted {
+            self.work.writing = self.work.writing.filter(|(last, _)| *last > number);
             if let Some(installing) = self.work.installing.take_if(|installing| installing.install.number <= number) {
                 self.end_install(installing);
             }

@@ -20,6 +20,7 @@ pub use update::{Part, Patch, finalize, patch, update, update_ephemeral, update_
 
 use bytes::Bytes;
 use dhow_api::Tree;
+use dhow_api::index::{Index, index};
 use dhow_api::kinds::Kind;
 use dhow_api::meta;
 use dhow_api::status::{ApiError, Details};
@@ -125,6 +126,8 @@ pub struct Name<'a> {
 pub struct Plan {
     /// What to write; `None` if nothing has to change.
     pub txn: Option<Txn>,
+    /// The index of what its first operation stores, so that the store need not read the text for it.
+    pub index: Option<Index>,
     /// What to answer once that is written.
     pub reply: Reply,
     /// The HTTP status of that answer.
@@ -149,8 +152,9 @@ pub enum Reply {
 }
 
 impl Plan {
-    fn write(op: Op, reply: Reply, code: u16) -> Plan {
-        Plan { txn: Some(Txn { ops: vec![op] }), reply, code, warnings: Vec::new(), lazy: false }
+    fn write(first: impl Into<First>, reply: Reply, code: u16) -> Plan {
+        let First { op, index } = first.into();
+        Plan { txn: Some(Txn::one(op)), index, ..Plan::answer(reply, code) }
     }
 
     /// The same plan with what else has to happen in the same transaction.
@@ -162,7 +166,7 @@ impl Plan {
     }
 
     fn answer(reply: Reply, code: u16) -> Plan {
-        Plan { txn: None, reply, code, warnings: Vec::new(), lazy: false }
+        Plan { txn: None, index: None, reply, code, warnings: Vec::new(), lazy: false }
     }
 
     /// The same plan for a dry run: nothing is written, and what would be stored is the answer.
@@ -201,9 +205,13 @@ fn existing(ctx: &Context<'_>, kind: &Kind, name: Name<'_>) -> Result<Arc<Object
     ctx.view.get(&key_of(kind, name)).ok_or_else(|| ApiError::not_found(&kind.resource(), name.name))
 }
 
+/// Most objects are smaller: their text is written without making room again and again.
+const TYPICAL_BYTES: usize = 2 << 10;
+
 /// The bytes that the store takes. It puts the revision in, in the place of one that is there.
 fn encode(tree: &Tree) -> Result<Bytes, ApiError> {
-    let bytes = serde_json::to_vec(tree).map_err(|error| ApiError::internal(error.to_string()))?;
+    let mut bytes = Vec::with_capacity(TYPICAL_BYTES);
+    serde_json::to_writer(&mut bytes, tree).map_err(|error| ApiError::internal(error.to_string()))?;
     if bytes.len() > OBJECT_BYTES_MAX {
         return Err(ApiError::too_large(OBJECT_BYTES_MAX));
     }
@@ -213,9 +221,23 @@ fn encode(tree: &Tree) -> Result<Bytes, ApiError> {
 /// How long an event is kept after it was written last.
 const EVENT_KEPT_MS: u64 = 3600 * 1000;
 
-fn put(ctx: &Context<'_>, kind: &Kind, key: Key, tree: &Tree, expect: Expect) -> Result<Op, ApiError> {
+/// The first operation of a plan.
+struct First {
+    op: Op,
+    /// The index of the value, if it is known.
+    index: Option<Index>,
+}
+
+impl From<Op> for First {
+    fn from(op: Op) -> First {
+        First { op, index: None }
+    }
+}
+
+fn put(ctx: &Context<'_>, kind: &Kind, key: Key, tree: &Tree, expect: Expect) -> Result<First, ApiError> {
     let expires = (kind.kind == "Event").then(|| ctx.now + EVENT_KEPT_MS);
-    Ok(Op::Put { key, value: encode(tree)?, expect, expires })
+    let op = Op::Put { key, value: encode(tree)?, expect, expires };
+    Ok(First { op, index: Some(index(kind, tree)) })
 }
 
 /// Whether an update says only that its holder is still there. There is one every few seconds for each node, and nothing

@@ -42,6 +42,9 @@ impl Cluster {
         if let Some(txn) = plan.txn {
             self.index += 1;
             stored = self.state.apply(self.index, &txn).unwrap().objects.into_iter().next();
+            if let (Some(index), Some(stored)) = (plan.index, &stored) {
+                assert_eq!(index, stored.index, "what was planned and what the text says");
+            }
         }
         Ok(match plan.reply {
             Reply::Stored => stored.unwrap().tree(),

@@ -234,7 +234,7 @@ pub(super) fn store_changed(
     (kind.prepare_update)(&mut new, &old_tree);
     kind.check_update(&new, &old_tree)?;
     if new == old_tree {
-        return Ok(Plan { reply: plain_reply(reply, new), code, txn: None, warnings: Vec::new(), lazy: false });
+        return Ok(Plan::answer(plain_reply(reply, new), code));
     }
     let plan = Plan::write(put(ctx, kind, old.key.clone(), &new, Expect::At(old.revision))?, reply, code);
     Ok(if ctx.dry_run { plan.dry(new) } else { plan })
