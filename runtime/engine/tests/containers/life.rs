@@ -1,144 +1,21 @@
-//! Containers from their start to their exit: real guests on a real engine and a real Pod network.
-#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+//! Containers from their start to their exit.
 
 use std::net::{IpAddr, SocketAddr};
-use std::ops::Not;
-use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::path::Path;
 use std::time::Duration;
 
 use dhow_engine::{Config, Container, Engine, Io, LoadError, Program};
 use dhow_mesh::Update;
-use dhow_runtime_contract::{ContainerSpec, EntryPoint, Exit, ExitReason, HttpServing, LogConfig, Mount, Scratch};
-use dhow_switch::{NodePortEvent, NodePorts, PodIdentity, PodNet, Switch};
-use dhow_types::{NodeName, Uid};
-use http_body_util::{BodyExt, Empty, Full};
-use hyper_util::rt::TokioIo;
+use dhow_runtime_contract::{ContainerSpec, EntryPoint, Exit, ExitReason, LogConfig, Scratch};
+use dhow_switch::{NodePortEvent, NodePorts};
 use serde_json::json;
-use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// What the tests of one process share: an engine, and the place of its files.
-struct Rig {
-    dir: TempDir,
-    engine: Engine,
-}
+use crate::rig::{self, Net, Rig, idle, load, request, rig, serve, spec, start, until, with_data};
 
-fn rig() -> &'static Rig {
-    static RIG: OnceLock<Rig> = OnceLock::new();
-    RIG.get_or_init(|| {
-        let dir = tempfile::tempdir().unwrap();
-        let engine = Engine::new(Config { workers: Some(2), ..Config::new(dir.path().join("cache")) }).unwrap();
-        Rig { dir, engine }
-    })
-}
-
-fn guest(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/guests").join(format!("{name}.wasm"))
-}
-
-async fn tool() -> Program {
-    rig().engine.load(&guest("tool"), "sha256:tool").await.unwrap()
-}
-
-async fn handler() -> Program {
-    rig().engine.load(&guest("http"), "sha256:http").await.unwrap()
-}
-
-/// Loads a program that is given as text.
-async fn load_wat(name: &str, text: &str) -> Result<Program, LoadError> {
-    load_bytes(name, &wat::parse_str(text).unwrap()).await
-}
-
-async fn load_bytes(name: &str, bytes: &[u8]) -> Result<Program, LoadError> {
-    let path = rig().dir.path().join(format!("{name}.wasm"));
-    std::fs::write(&path, bytes).unwrap();
-    rig().engine.load(&path, &format!("sha256:{name}")).await
-}
-
-struct Net {
-    switch: Switch,
-}
-
-impl Net {
-    fn new() -> Self {
-        let ip = IpAddr::from([127, 0, 0, 1]);
-        Self { switch: Switch::new(dhow_switch::Config::new(NodeName::new("n1"), ip)) }
-    }
-
-    fn pod(&self, last: u8) -> PodNet {
-        self.switch.add_pod(PodIdentity {
-            uid: Uid::new(format!("uid-{last}")),
-            namespace: "default".to_owned(),
-            name: format!("pod-{last}"),
-            ip: IpAddr::from([10, 64, 0, last]),
-            hostname: format!("pod-{last}"),
-            service_account: "default".to_owned(),
-        })
-    }
-
-    async fn request(&self, to: &str, path: &str, body: &str) -> (u16, String) {
-        let stream = self.switch.dial(to.parse().unwrap()).await.unwrap();
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-        let driver = tokio::spawn(connection);
-        let request =
-            http::Request::post(path).header("host", "test").body(Full::<bytes::Bytes>::from(body.to_owned())).unwrap();
-        let response = sender.send_request(request).await.unwrap();
-        let status = response.status().as_u16();
-        let text = response.into_body().collect().await.unwrap().to_bytes();
-        driver.abort();
-        (status, String::from_utf8_lossy(&text).into_owned())
-    }
-}
-
-fn spec(args: &[&str]) -> ContainerSpec {
-    ContainerSpec {
-        pod_uid: Uid::new("uid"),
-        namespace: "default".to_owned(),
-        pod: "pod".to_owned(),
-        name: "main".to_owned(),
-        attempt: 0,
-        args: args.iter().map(|arg| (*arg).to_owned()).collect(),
-        env: vec![("NAME".to_owned(), "value".to_owned())],
-        mounts: Vec::new(),
-        scratch: Vec::new(),
-        working_dir: None,
-        memory_limit: None,
-        cpu_request_m: None,
-        cpu_limit_m: None,
-        http_ports: Vec::new(),
-        http: HttpServing::default(),
-        node: "n1".to_owned(),
-        labels: [("app".to_owned(), "test".to_owned())].into(),
-        stores: None,
-        core_dump: None,
-        hostname: "pod".to_owned(),
-        stdin: false,
-        tty: false,
-    }
-}
-
-/// Waits until no instance holds memory: an answer may arrive just before its instance is gone.
-async fn idle(container: &Container) {
-    while container.usage().memory_bytes > 0 {
-        tokio::task::yield_now().await;
-    }
-}
-
-fn capture() -> Io {
-    Io::Capture { max_bytes: 64 * 1024 }
-}
-
-fn start(program: &Program, spec: ContainerSpec, net: PodNet) -> Container {
-    rig().engine.start(program, spec, capture(), net)
-}
-
-/// Runs a command to its end.
+/// Runs a command to its end, in a Pod of its own.
 async fn run(program: &Program, spec: ContainerSpec) -> (Exit, String) {
-    let net = Net::new();
-    let container = start(program, spec, net.pod(2));
-    let exit = container.wait().await;
-    (exit, String::from_utf8_lossy(&container.captured()).into_owned())
+    rig::run(program, spec, Net::new().pod(2)).await
 }
 
 const PREVIEW1_HELLO: &str = r#"(module
@@ -179,7 +56,7 @@ async fn programs_end_as_a_kubernetes_user_knows_it() {
         ("deep", start("(call $f)"), 139, ExitReason::Error, "call stack exhausted"),
     ];
     for (name, text, code, reason, message) in cases {
-        let program = load_wat(name, &text).await.unwrap();
+        let program = rig().load_wat(&text).await.unwrap();
         let (exit, output) = run(&program, spec(&["x"])).await;
         assert_eq!((exit.code, exit.reason), (code, reason), "{name}: {exit:?}");
         assert!(exit.message.contains(message), "{name}: {}", exit.message);
@@ -194,20 +71,20 @@ async fn programs_end_as_a_kubernetes_user_knows_it() {
 #[tokio::test]
 async fn a_backtrace_names_the_functions() {
     let text = r#"(module (memory (export "memory") 1) (func $inner unreachable) (func $outer (export "_start") (call $inner)))"#;
-    let (exit, _) = run(&load_wat("names", text).await.unwrap(), spec(&[])).await;
+    let (exit, _) = run(&rig().load_wat(text).await.unwrap(), spec(&[])).await;
     assert!(exit.message.contains("0: inner\n  1: outer"), "{}", exit.message);
 }
 
 #[tokio::test]
 async fn what_cannot_be_loaded_says_why() {
-    let not_wasm = load_bytes("html", b"<html>").await.map(|_| ()).unwrap_err();
+    let not_wasm = rig().load_bytes(b"<html>").await.map(|_| ()).unwrap_err();
     assert!(matches!(not_wasm, LoadError::NotWasm { .. }), "{not_wasm}");
-    let unknown = load_wat("unknown", r#"(module (import "env" "f" (func)) (func (export "_start")))"#).await;
+    let unknown = rig().load_wat(r#"(module (import "env" "f" (func)) (func (export "_start")))"#).await;
     let Err(LoadError::UnknownImport { names }) = unknown else { panic!("an unknown import was accepted") };
     assert_eq!(names, ["env.f"]);
-    let library = load_wat("library", "(module (func (export \"add\")))").await;
+    let library = rig().load_wat("(module (func (export \"add\")))").await;
     assert!(matches!(library, Err(LoadError::NoEntryPoint)));
-    let invalid = load_wat("invalid", "(module (func (export \"_start\") (result i32)))").await;
+    let invalid = rig().load_wat("(module (func (export \"_start\") (result i32)))").await;
     assert!(matches!(invalid, Err(LoadError::Compile { .. })));
     let missing = rig().engine.load(Path::new("/does/not/exist.wasm"), "sha256:missing").await;
     assert!(matches!(missing, Err(LoadError::Io { .. })));
@@ -230,7 +107,7 @@ async fn compiled_code_outlives_the_engine() {
 
 #[tokio::test]
 async fn arguments_environment_and_exit_codes_reach_the_guest() {
-    let tool = tool().await;
+    let tool = load("tool").await;
     let mut spec_env = spec(&["tool", "env"]);
     spec_env.env.push(("NAME".to_owned(), "later".to_owned()));
     let (exit, output) = run(&tool, spec_env).await;
@@ -247,16 +124,8 @@ async fn arguments_environment_and_exit_codes_reach_the_guest() {
 async fn mounts_are_seen_and_read_only_ones_are_not_written() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("in"), "content").unwrap();
-    let tool = tool().await;
-    let with = |read_only, args: &[&str]| {
-        let mounts = vec![Mount {
-            host: dir.path().to_owned(),
-            guest: "/data".to_owned(),
-            read_only,
-            volume: Some("data".to_owned()),
-        }];
-        ContainerSpec { mounts, ..spec(args) }
-    };
+    let tool = load("tool").await;
+    let with = |read_only, args: &[&str]| with_data(dir.path(), read_only, args);
     assert_eq!(run(&tool, with(true, &["tool", "read", "/data/in"])).await.1, "content\n");
     assert_eq!(run(&tool, with(false, &["tool", "write", "/data/out", "text"])).await.1, "written\n");
     assert_eq!(std::fs::read_to_string(dir.path().join("out")).unwrap(), "text");
@@ -272,7 +141,7 @@ async fn mounts_are_seen_and_read_only_ones_are_not_written() {
 #[tokio::test]
 async fn a_scratch_directory_is_there_for_who_looks_and_not_made_for_who_does_not() {
     let dir = tempfile::tempdir().unwrap();
-    let tool = tool().await;
+    let tool = load("tool").await;
     let host = dir.path().join("dev");
     let with = |args: &[&str]| {
         let files = vec![("termination-log".to_owned(), String::new())];
@@ -289,24 +158,22 @@ async fn a_scratch_directory_is_there_for_who_looks_and_not_made_for_who_does_no
 #[tokio::test]
 async fn memory_has_a_limit() {
     let limited = |bytes| ContainerSpec { memory_limit: Some(bytes), ..spec(&["tool", "hog"]) };
-    let (exit, _) = run(&tool().await, limited(16 << 20)).await;
+    let (exit, _) = run(&load("tool").await, limited(16 << 20)).await;
     assert_eq!((exit.code, exit.reason), (137, ExitReason::OomKilled), "{exit:?}");
     assert!(exit.message.contains("memory limit of 16777216 bytes"), "{}", exit.message);
-    let (exit, _) = run(&tool().await, limited(64 << 10)).await;
+    let (exit, _) = run(&load("tool").await, limited(64 << 10)).await;
     assert_eq!((exit.code, exit.reason), (137, ExitReason::OomKilled), "{exit:?}");
 }
 
 #[tokio::test]
 async fn a_spinning_guest_can_be_killed_and_disturbs_nobody() {
     let net = Net::new();
-    let spin = load_wat("spin", r#"(module (memory (export "memory") 1) (func (export "_start") (loop (br 0))))"#)
-        .await
-        .unwrap();
+    let spin = load("spin.wat").await;
     let spinners: Vec<_> = (10..16).map(|last| start(&spin, spec(&[]), net.pod(last))).collect();
     for spinner in &spinners {
         spinner.running().await.unwrap();
     }
-    let (exit, output) = run(&load_wat("hello", PREVIEW1_HELLO).await.unwrap(), spec(&[])).await;
+    let (exit, output) = run(&rig().load_wat(PREVIEW1_HELLO).await.unwrap(), spec(&[])).await;
     assert_eq!((exit.code, output.as_str()), (0, "hello from preview 1\n"));
     let (last, others) = spinners.split_last().unwrap();
     others.iter().for_each(Container::kill);
@@ -322,15 +189,11 @@ async fn a_spinning_guest_can_be_killed_and_disturbs_nobody() {
 #[tokio::test]
 async fn a_cpu_limit_holds_a_spinner_back() {
     let net = Net::new();
-    let spin = load_wat("spin", r#"(module (memory (export "memory") 1) (func (export "_start") (loop (br 0))))"#)
-        .await
-        .unwrap();
+    let spin = load("spin.wat").await;
     let free = start(&spin, spec(&[]), net.pod(2));
     let held = start(&spin, ContainerSpec { cpu_limit_m: Some(1), ..spec(&[]) }, net.pod(3));
     // However slow the machine is: when the free one has had 200 ms, the held one has had little more than its burst.
-    while free.usage().cpu_ns < 200_000_000 {
-        tokio::task::yield_now().await;
-    }
+    until(|| free.usage().cpu_ns >= 200_000_000).await;
     let (free_ns, held_ns) = (free.usage().cpu_ns, held.usage().cpu_ns);
     assert!(held_ns * 2 < free_ns, "limited: {held_ns} ns, unlimited: {free_ns} ns");
     free.kill();
@@ -342,13 +205,8 @@ async fn a_cpu_limit_holds_a_spinner_back() {
 #[tokio::test]
 async fn guests_talk_over_the_pod_network() {
     let net = Net::new();
-    let tool = tool().await;
-    let server = start(&tool, spec(&["tool", "echo", "7000"]), net.pod(2));
-    server.running().await.unwrap();
-    // The instance runs before it listens; its first line says that it does.
-    while server.captured().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    let tool = load("tool").await;
+    let server = serve(&tool, &["tool", "echo", "7000"], net.pod(2)).await;
     let client = net.pod(3);
     for (args, answer) in [
         (["tool", "call", "10.64.0.2:7000", "hello"], "hello\n"),
@@ -356,9 +214,7 @@ async fn guests_talk_over_the_pod_network() {
         (["tool", "udp", "10.64.0.3:5000", ""], ""),
     ] {
         let args: Vec<&str> = args.into_iter().filter(|arg| !arg.is_empty()).collect();
-        let container = start(&tool, spec(&args), client.clone());
-        container.wait().await;
-        let output = String::from_utf8_lossy(&container.captured()).into_owned();
+        let (_, output) = rig::run(&tool, spec(&args), client.clone()).await;
         let answer = if args[1] == "udp" { "ping from 10.64.0.3:5000\n" } else { answer };
         assert_eq!(output, answer, "{args:?}");
     }
@@ -389,12 +245,7 @@ async fn a_guest_answers_datagrams_of_clients_outside() {
     }
     let (node_ports, mut events) = NodePorts::start(&net.switch, IpAddr::from([127, 0, 0, 1]));
     assert!(matches!(events.recv().await, Some(NodePortEvent::Open { .. })));
-    let server = start(&tool().await, spec(&["tool", "udp-echo", "7000"]), net.pod(2));
-    server.running().await.unwrap();
-    // The instance runs before it has its socket; its first line says that it has.
-    while server.captured().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    let server = serve(&load("tool").await, &["tool", "udp-echo", "7000"], net.pod(2)).await;
     let mut clients = Vec::new();
     for word in ["one", "two", "three"] {
         let client = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -418,13 +269,11 @@ async fn who_attaches_talks_to_the_running_program_and_the_log_has_it_all() {
     let path = dir.path().join("0.log");
     let io = Io::Log(LogConfig { path: path.clone(), max_bytes: 1 << 20, max_files: 2 });
     let program = ContainerSpec { stdin: true, ..spec(&["tool", "shout"]) };
-    let container = rig().engine.start(&tool().await, program, io, net.pod(2));
+    let container = rig().engine.start(&load("tool").await, program, io, net.pod(2));
     container.running().await.unwrap();
     container.write_stdin(b"nobody hears\n").await.unwrap();
     // The log says when that is through.
-    while std::fs::read_to_string(&path).is_ok_and(|text| text.contains("NOBODY HEARS")).not() {
-        tokio::task::yield_now().await;
-    }
+    until(|| std::fs::read_to_string(&path).is_ok_and(|text| text.contains("NOBODY HEARS"))).await;
     let (guest_stdout, mut stdout) = tokio::io::duplex(64);
     let (guest_stderr, mut stderr) = tokio::io::duplex(64);
     let attached = container.attach(Box::new(guest_stdout), Box::new(guest_stderr));
@@ -458,7 +307,7 @@ async fn an_interactive_command_has_streams() {
         tty: false,
     };
     let net = Net::new();
-    let container = rig().engine.start(&tool().await, spec(&["tool", "shout"]), io, net.pod(2));
+    let container = rig().engine.start(&load("tool").await, spec(&["tool", "shout"]), io, net.pod(2));
     let mut line = [0; 6];
     stdin.write_all(b"hello\n").await.unwrap();
     stdout.read_exact(&mut line).await.unwrap();
@@ -474,7 +323,7 @@ async fn an_interactive_command_has_streams() {
 #[tokio::test]
 async fn http_containers_answer_from_a_fresh_instance_each_time() {
     let net = Net::new();
-    let handler = handler().await;
+    let handler = load("http").await;
     assert_eq!(handler.entry(), EntryPoint::Http);
     let log = LogConfig { path: rig().dir.path().join("logs/http.log"), max_bytes: 1 << 20, max_files: 2 };
     let container = rig().engine.start(&handler, spec(&[]), Io::Log(log.clone()), net.pod(2));
@@ -511,7 +360,7 @@ async fn http_containers_answer_from_a_fresh_instance_each_time() {
 async fn an_http_container_bounds_memory_and_ends_guests_with_their_clients() {
     let net = Net::new();
     let spec = ContainerSpec { memory_limit: Some(20 << 20), http_ports: vec![80, 81], ..spec(&[]) };
-    let container = start(&handler().await, spec, net.pod(2));
+    let container = start(&load("http").await, spec, net.pod(2));
     container.running().await.unwrap();
     assert_eq!(net.request("10.64.0.2:80", "/hog?1", "").await.0, 200);
     assert_eq!(net.request("10.64.0.2:81", "/hog?30", "").await.0, 500);
@@ -522,48 +371,36 @@ async fn an_http_container_bounds_memory_and_ends_guests_with_their_clients() {
         assert_eq!((status, text.as_str()), (200, "8388608"));
     }
     // A client that leaves takes its spinning guest with it.
-    let stream = net.switch.dial("10.64.0.2:80".parse().unwrap()).await.unwrap();
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-    let driver = tokio::spawn(connection);
-    let request = http::Request::get("/spin").header("host", "x").body(Empty::<bytes::Bytes>::new()).unwrap();
-    let answer = tokio::spawn(async move { sender.send_request(request).await.map(|_| ()) });
-    while container.usage().memory_bytes == 0 {
-        tokio::task::yield_now().await;
-    }
+    let (mut sender, driver) = net.connect("10.64.0.2:80").await;
+    let answer = tokio::spawn(async move { sender.send_request(request("/spin", "")).await.map(|_| ()) });
+    until(|| container.usage().memory_bytes > 0).await;
     answer.abort();
     driver.abort();
     idle(&container).await;
     // A guest that never answers does not outlive its container.
-    let stream = net.switch.dial("10.64.0.2:80".parse().unwrap()).await.unwrap();
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-    let driver = tokio::spawn(connection);
-    let request = http::Request::get("/spin").header("host", "x").body(Empty::<bytes::Bytes>::new()).unwrap();
-    let answer = tokio::spawn(async move { sender.send_request(request).await.map(|_| ()) });
+    let (mut sender, driver) = net.connect("10.64.0.2:80").await;
+    let answer = tokio::spawn(async move { sender.send_request(request("/spin", "")).await.map(|_| ()) });
     let before = container.usage().cpu_ns;
-    while container.usage().cpu_ns < before + 50_000_000 {
-        tokio::task::yield_now().await;
-    }
+    until(|| container.usage().cpu_ns >= before + 50_000_000).await;
     container.kill();
     assert_eq!(container.wait().await.code, 137);
     assert!(answer.await.unwrap().is_err());
     driver.abort();
-    while container.usage().memory_bytes > 0 {
-        tokio::task::yield_now().await;
-    }
+    idle(&container).await;
 }
 
 #[tokio::test]
 async fn a_request_without_host_is_refused_and_a_taken_port_is_told() {
     let net = Net::new();
     let pod = net.pod(2);
-    let container = start(&handler().await, spec(&[]), pod.clone());
+    let container = start(&load("http").await, spec(&[]), pod.clone());
     container.running().await.unwrap();
     let mut stream = net.switch.dial("10.64.0.2:8080".parse().unwrap()).await.unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nconnection: close\r\n\r\n").await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
-    let second = start(&handler().await, spec(&[]), pod);
+    let second = start(&load("http").await, spec(&[]), pod);
     let exit = second.running().await.unwrap_err();
     assert_eq!((exit.code, exit.reason), (128, ExitReason::ContainerCannotRun));
     assert!(exit.message.contains("port 8080"), "{}", exit.message);
@@ -575,7 +412,7 @@ async fn a_guest_that_floods_its_log_loses_nothing() {
     let net = Net::new();
     let log = LogConfig { path: rig().dir.path().join("logs/flood.log"), max_bytes: 64 << 20, max_files: 1 };
     let container =
-        rig().engine.start(&tool().await, spec(&["tool", "print", "20000"]), Io::Log(log.clone()), net.pod(2));
+        rig().engine.start(&load("tool").await, spec(&["tool", "print", "20000"]), Io::Log(log.clone()), net.pod(2));
     assert_eq!(container.wait().await.code, 0);
     let text = std::fs::read_to_string(log.path).unwrap();
     assert_eq!(text.lines().count(), 20000);
@@ -584,12 +421,10 @@ async fn a_guest_that_floods_its_log_loses_nothing() {
 
 #[tokio::test]
 async fn shutdown_ends_everything() {
-    let dir = tempfile::tempdir().unwrap();
-    let engine = Engine::new(Config { workers: Some(1), ..Config::new(dir.path()) }).unwrap();
-    let net = Net::new();
-    let program = engine.load(&guest("http"), "sha256:http").await.unwrap();
-    let containers: Vec<_> = (2..5).map(|last| engine.start(&program, spec(&[]), capture(), net.pod(last))).collect();
-    engine.shutdown().await;
+    let (rig, net) = (Rig::new(1), Net::new());
+    let program = rig.load("http").await;
+    let containers: Vec<_> = (2..5).map(|last| rig.start(&program, spec(&[]), net.pod(last))).collect();
+    rig.engine.shutdown().await;
     for container in containers {
         assert_eq!(container.wait().await.reason, ExitReason::Killed);
     }

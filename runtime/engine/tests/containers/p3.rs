@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use dhow_engine::LoadError;
-use dhow_runtime_contract::{ContainerSpec, EntryPoint, ExitReason, Mount};
+use dhow_runtime_contract::{EntryPoint, ExitReason};
 
-use crate::rig::{Net, idle, load, rig, run, serve, spec, start};
+use crate::rig::{Net, idle, load, rig, run, serve, spec, start, with_data};
 
 #[tokio::test]
 async fn commands_of_0_3_end_as_those_of_0_2_do() {
@@ -31,12 +31,8 @@ async fn commands_of_0_3_end_as_those_of_0_2_do() {
 async fn files_of_0_3_are_those_of_the_mounts() {
     let dir = tempfile::tempdir().unwrap();
     let tool = load("tool3").await;
-    let with = |read_only, args: &[&str]| {
-        let volume = Some("data".to_owned());
-        let mounts = vec![Mount { host: dir.path().to_owned(), guest: "/data".to_owned(), read_only, volume }];
-        ContainerSpec { mounts, ..spec(args) }
-    };
-    let said = async |read_only, args: &[&str]| run(&tool, with(read_only, args), Net::new().pod(2)).await.1;
+    let said =
+        async |read_only, args: &[&str]| run(&tool, with_data(dir.path(), read_only, args), Net::new().pod(2)).await.1;
     assert_eq!(said(false, &["tool", "write", "out", "text"]).await, "written\n");
     assert_eq!(std::fs::read_to_string(dir.path().join("out")).unwrap(), "text");
     assert_eq!(said(true, &["tool", "read", "out"]).await, "text\n");
@@ -77,18 +73,11 @@ async fn http_programs_of_0_3_answer_from_a_fresh_instance_each_time() {
 async fn what_0_3_does_not_have_is_named() {
     let text = r#"(component (import "wasi:cli/nothing@0.3.0" (instance)) (instance $i)
         (export "wasi:cli/run@0.3.0" (instance $i)))"#;
-    let path = rig().dir.path().join("nothing.wasm");
-    std::fs::write(&path, wat::parse_str(text).unwrap()).unwrap();
-    let Err(LoadError::UnknownImport { names }) = rig().engine.load(&path, "sha256:nothing").await else {
+    let Err(LoadError::UnknownImport { names }) = rig().load_wat(text).await else {
         panic!("an unknown import was accepted")
     };
     assert_eq!(names, ["wasi:cli/nothing@0.3.0"]);
     // A run of another type than 0.3 has.
-    let path = rig().dir.path().join("empty.wasm");
-    std::fs::write(
-        &path,
-        wat::parse_str(r#"(component (instance $i) (export "wasi:cli/run@0.3.0" (instance $i)))"#).unwrap(),
-    )
-    .unwrap();
-    assert!(matches!(rig().engine.load(&path, "sha256:empty").await, Err(LoadError::NoEntryPoint)));
+    let text = r#"(component (instance $i) (export "wasi:cli/run@0.3.0" (instance $i)))"#;
+    assert!(matches!(rig().load_wat(text).await, Err(LoadError::NoEntryPoint)));
 }

@@ -1,114 +1,38 @@
 //! Guests that misbehave, and what their neighbours notice of it.
-#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use dhow_engine::{Config, Container, Engine, Io, LoadError, Program};
-use dhow_runtime_contract::{ContainerSpec, Exit, ExitReason, HttpServing, LogConfig, Mount};
-use dhow_switch::{PodIdentity, PodNet, Switch};
-use dhow_types::{NodeName, Uid};
-use http_body_util::{BodyExt, Empty};
-use hyper_util::rt::TokioIo;
-use tempfile::TempDir;
+use dhow_engine::{Container, Io};
+use dhow_runtime_contract::{ContainerSpec, Exit, ExitReason, LogConfig};
 use tokio::io::AsyncWriteExt;
 
-/// A node: an engine, a network, and a place for files.
-struct Node {
-    dir: TempDir,
-    engine: Engine,
-    switch: Switch,
-}
+use crate::rig::{Net, Rig, guests, output, spec, until, with_data};
 
-fn guests() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/guests")
+/// A node of its own: its threads, its network, its files.
+struct Node {
+    rig: Rig,
+    net: Net,
 }
 
 impl Node {
     fn new(workers: usize) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let config = Config { workers: Some(workers), ..Config::new(dir.path().join("cache")) };
-        let switch = Switch::new(dhow_switch::Config::new(NodeName::new("n1"), IpAddr::from([127, 0, 0, 1])));
-        Self { engine: Engine::new(config).unwrap(), switch, dir }
-    }
-
-    /// A program of `tests/guests`: text is assembled.
-    async fn load(&self, name: &str) -> Result<Program, LoadError> {
-        let path = match name.strip_suffix(".wat") {
-            Some(stem) => {
-                let wasm = wat::parse_file(guests().join("hostile").join(name)).unwrap();
-                let path = self.dir.path().join(format!("{stem}.wasm"));
-                std::fs::write(&path, wasm).unwrap();
-                path
-            }
-            None => guests().join(name),
-        };
-        self.engine.load(&path, &format!("sha256:{name}")).await
-    }
-
-    fn net(&self, last: u8) -> PodNet {
-        self.switch.add_pod(PodIdentity {
-            uid: Uid::new(format!("uid-{last}")),
-            namespace: "default".to_owned(),
-            name: format!("pod-{last}"),
-            ip: IpAddr::from([10, 64, 0, last]),
-            hostname: format!("pod-{last}"),
-            service_account: "default".to_owned(),
-        })
+        Self { rig: Rig::new(workers), net: Net::new() }
     }
 
     /// Starts a program in a pod of its own.
     async fn start(&self, name: &str, last: u8, spec: ContainerSpec) -> Container {
-        let program = self.load(name).await.unwrap();
-        self.engine.start(&program, spec, Io::Capture { max_bytes: 64 * 1024 }, self.net(last))
+        self.rig.start(&self.rig.load(name).await, spec, self.net.pod(last))
     }
 
     async fn run(&self, name: &str, spec: ContainerSpec) -> (Exit, String) {
         let container = self.start(name, 200, spec).await;
         let exit = container.wait().await;
-        (exit, String::from_utf8_lossy(&container.captured()).into_owned())
+        (exit, output(&container))
     }
 
     /// Asks an HTTP container; gives the status.
     async fn ask(&self, last: u8, path: &str) -> u16 {
-        let to = SocketAddr::from(([10, 64, 0, last], 8080));
-        let stream = self.switch.dial(to).await.unwrap();
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-        let driver = tokio::spawn(connection);
-        let request = http::Request::get(path).header("host", "test").body(Empty::<bytes::Bytes>::new()).unwrap();
-        let response = sender.send_request(request).await.unwrap();
-        let status = response.status().as_u16();
-        response.into_body().collect().await.unwrap();
-        driver.abort();
-        status
-    }
-}
-
-fn spec(args: &[&str]) -> ContainerSpec {
-    ContainerSpec {
-        pod_uid: Uid::new("uid"),
-        namespace: "default".to_owned(),
-        pod: "pod".to_owned(),
-        name: "main".to_owned(),
-        attempt: 0,
-        args: args.iter().map(|arg| (*arg).to_owned()).collect(),
-        env: Vec::new(),
-        mounts: Vec::new(),
-        scratch: Vec::new(),
-        working_dir: None,
-        memory_limit: None,
-        cpu_request_m: None,
-        cpu_limit_m: None,
-        http_ports: Vec::new(),
-        http: HttpServing::default(),
-        node: "n1".to_owned(),
-        labels: Default::default(),
-        stores: None,
-        core_dump: None,
-        hostname: "pod".to_owned(),
-        stdin: false,
-        tty: false,
+        self.net.request(&format!("10.64.0.{last}:8080"), path, "").await.0
     }
 }
 
@@ -138,9 +62,7 @@ async fn half_a_program_and_compiled_code_are_refused_by_name() {
     for (name, bytes, message) in
         [("half", &whole[..whole.len() / 2], "cut off after"), ("compiled", &compiled, "compiled ahead of time")]
     {
-        let path = node.dir.path().join(name);
-        std::fs::write(&path, bytes).unwrap();
-        let error = node.engine.load(&path, &format!("sha256:{name}")).await.map(|_| ()).unwrap_err();
+        let error = node.rig.load_bytes(bytes).await.map(|_| ()).unwrap_err();
         assert!(error.to_string().contains(message), "{name}: {error}");
     }
 }
@@ -148,11 +70,11 @@ async fn half_a_program_and_compiled_code_are_refused_by_name() {
 #[tokio::test]
 async fn nothing_leads_out_of_a_volume_and_to_the_host() {
     let node = Node::new(2);
-    let data = node.dir.path().join("data");
+    let data = node.rig.dir.path().join("data");
     std::fs::create_dir(&data).unwrap();
-    std::fs::write(node.dir.path().join("secret"), "secret").unwrap();
+    std::fs::write(node.rig.dir.path().join("secret"), "secret").unwrap();
     std::os::unix::fs::symlink("../secret", data.join("up")).unwrap();
-    std::os::unix::fs::symlink(node.dir.path().join("secret"), data.join("absolute")).unwrap();
+    std::os::unix::fs::symlink(node.rig.dir.path().join("secret"), data.join("absolute")).unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let host = format!("127.0.0.1:{}", listener.local_addr().unwrap().port());
     for args in [
@@ -164,8 +86,7 @@ async fn nothing_leads_out_of_a_volume_and_to_the_host() {
         &["tool", "call", "169.254.169.254:80", "hello"],
         &["tool", "call", "0.0.0.0:22", "hello"],
     ] {
-        let mounts = vec![Mount { host: data.clone(), guest: "/data".to_owned(), read_only: false, volume: None }];
-        let (_, output) = node.run("tool.wasm", ContainerSpec { mounts, ..spec(args) }).await;
+        let (_, output) = node.run("tool", with_data(&data, false, args)).await;
         assert!(output.starts_with("error: "), "{args:?}: {output}");
     }
 }
@@ -176,9 +97,7 @@ async fn turns_in_the_slow_lane_follow_the_requests() {
     let asks = |request| ContainerSpec { cpu_request_m: Some(request), ..spec(&[]) };
     let (large, small) = (node.start("spin.wat", 2, asks(300)).await, node.start("spin.wat", 3, asks(100)).await);
     // However slow the machine is: the two share one thread.
-    while large.usage().cpu_ns + small.usage().cpu_ns < 800_000_000 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until(|| large.usage().cpu_ns + small.usage().cpu_ns >= 800_000_000).await;
     let (large_ns, small_ns) = (large.usage().cpu_ns, small.usage().cpu_ns);
     let ratio = large_ns as f64 / small_ns as f64;
     assert!((2.0..4.5).contains(&ratio), "{large_ns} ns to {small_ns} ns");
@@ -191,9 +110,7 @@ async fn turns_in_the_slow_lane_follow_the_requests() {
 async fn a_throttled_guest_says_how_often() {
     let node = Node::new(1);
     let held = node.start("spin.wat", 2, ContainerSpec { cpu_limit_m: Some(20), ..spec(&[]) }).await;
-    while held.usage().cpu_throttled_periods < 3 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until(|| held.usage().cpu_throttled_periods >= 3).await;
     let usage = held.usage();
     assert!(usage.cpu_periods >= usage.cpu_throttled_periods && usage.cpu_throttled_ns > 0, "{usage:?}");
     held.kill();
@@ -203,14 +120,12 @@ async fn a_throttled_guest_says_how_often() {
 #[tokio::test]
 async fn a_flooded_log_has_a_rate_and_a_size() {
     let node = Node::new(2);
-    let path = node.dir.path().join("logs/0.log");
+    let path = node.rig.dir.path().join("logs/0.log");
     let io = Io::Log(LogConfig { path: path.clone(), max_bytes: 1 << 20, max_files: 3 });
     let began = Instant::now();
-    let program = node.load("flood.wat").await.unwrap();
-    let flood = node.engine.start(&program, spec(&[]), io, node.net(2));
-    while flood.usage().log_bytes < 6 << 20 {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let program = node.rig.load("flood.wat").await;
+    let flood = node.rig.engine.start(&program, spec(&[]), io, node.net.pod(2));
+    until(|| flood.usage().log_bytes >= 6 << 20).await;
     // A burst of 4 MiB, and 8 MiB a second from then on.
     let (written, elapsed) = (flood.usage().log_bytes, began.elapsed());
     let most = (4 << 20) + (elapsed.as_millis() as u64 + 100) * (8 << 20) / 1000;
@@ -225,11 +140,11 @@ async fn a_flooded_log_has_a_rate_and_a_size() {
 #[tokio::test]
 async fn a_client_that_sends_half_a_request_holds_nobody_up() {
     let node = Node::new(2);
-    let web = node.start("http.wasm", 2, spec(&[])).await;
+    let web = node.start("http", 2, spec(&[])).await;
     web.running().await.unwrap();
     let mut slow = Vec::new();
     for _ in 0..500 {
-        let mut stream = node.switch.dial(SocketAddr::from(([10, 64, 0, 2], 8080))).await.unwrap();
+        let mut stream = node.net.switch.dial("10.64.0.2:8080".parse().unwrap()).await.unwrap();
         stream.write_all(b"GET / HTTP/1.1\r\nhost: te").await.unwrap();
         slow.push(stream);
     }
@@ -242,8 +157,8 @@ async fn a_client_that_sends_half_a_request_holds_nobody_up() {
 #[tokio::test]
 async fn a_request_that_traps_or_spins_costs_its_own_pod_only() {
     let node = Node::new(2);
-    let bad = node.start("http.wasm", 2, spec(&[])).await;
-    let good = node.start("http.wasm", 3, spec(&[])).await;
+    let bad = node.start("http", 2, spec(&[])).await;
+    let good = node.start("http", 3, spec(&[])).await;
     bad.running().await.unwrap();
     good.running().await.unwrap();
     assert_eq!(node.ask(2, "/panic").await, 500);
@@ -252,9 +167,7 @@ async fn a_request_that_traps_or_spins_costs_its_own_pod_only() {
     let spinning: Vec<_> = (0..8).map(|_| node.ask(2, "/spin")).collect();
     let spinning = futures_util::future::join_all(spinning);
     let neighbour = async {
-        while bad.usage().cpu_ns < 50_000_000 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        until(|| bad.usage().cpu_ns >= 50_000_000).await;
         for _ in 0..20 {
             assert_eq!(node.ask(3, "/").await, 200);
         }
@@ -296,7 +209,7 @@ async fn latencies(node: &Node, last: u8, count: usize) -> Vec<Duration> {
     found
 }
 
-/// Figures, for people: `cargo test -p dhow-engine --test neighbours -- --ignored --nocapture`. They need a machine that
+/// Figures, for people: `cargo test -p dhow-engine --test containers figures -- --ignored --nocapture`. They need a machine that
 /// does nothing else.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "measures; needs a quiet machine and a minute"]
@@ -307,7 +220,7 @@ async fn figures() {
     for limit in [10, 100, 500, 1000] {
         println!("limit {limit}m: got {:.1}m", got(&node, limit, 9).await);
     }
-    let web = node.start("http.wasm", 2, spec(&[])).await;
+    let web = node.start("http", 2, spec(&[])).await;
     web.running().await.unwrap();
     latencies(&node, 2, 200).await;
     for round in 0..3 {
@@ -324,8 +237,8 @@ async fn figures() {
                 container.wait().await;
             }
         }
-        let io = Io::Log(LogConfig { path: node.dir.path().join("f/0.log"), max_bytes: 1 << 20, max_files: 2 });
-        let flood = node.engine.start(&node.load("flood.wat").await.unwrap(), spec(&[]), io, node.net(30));
+        let io = Io::Log(LogConfig { path: node.rig.dir.path().join("f/0.log"), max_bytes: 1 << 20, max_files: 2 });
+        let flood = node.rig.engine.start(&node.rig.load("flood.wat").await, spec(&[]), io, node.net.pod(30));
         let found = latencies(&node, 2, 1000).await;
         let at = |part: usize| found[found.len() * part / 1000].as_micros();
         println!("round {round}, beside a flood: p50 {} us, p99 {} us, p99.9 {} us", at(500), at(990), at(999));
