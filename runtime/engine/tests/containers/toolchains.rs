@@ -1,70 +1,145 @@
 //! Guests of other languages, built here where their toolchain is installed; where it is not, the test says so.
+//! `tests/guests/README.md` tells how to get them.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use dhow_engine::Program;
-use dhow_runtime_contract::{ContainerSpec, ExitReason, Mount};
+use dhow_engine::{Io, Program};
+use dhow_runtime_contract::EntryPoint;
+use tempfile::TempDir;
+use tokio::io::AsyncReadExt;
 
-use crate::rig::{Net, output, rig, run, spec, start};
+use crate::rig::{Net, guests, output, rig, run, serve, spec, start, with_data};
 
-fn sources(language: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/guests").join(language)
+/// What a guest's build script ends with where its toolchain is missing.
+const SKIPPED: i32 = 77;
+
+/// The programs of a language, built.
+struct Built {
+    language: &'static str,
+    dir: TempDir,
 }
 
-/// Builds a guest; `None`, and a word about it, where the tool is missing.
-async fn build(tool: &str, command: &mut Command, wasm: &Path) -> Option<Program> {
-    match command.output() {
+impl Built {
+    async fn load(&self, name: &str) -> Program {
+        let path = self.dir.path().join(name).with_extension("wasm");
+        rig().engine.load(&path, &format!("sha256:{}-{name}", self.language)).await.unwrap()
+    }
+}
+
+/// Builds a language's guests; `None`, and a word about it, where that cannot be done here.
+fn build(language: &'static str) -> Option<Built> {
+    let dir = tempfile::tempdir().unwrap();
+    let built = Command::new(guests().join(language).join("build.sh")).arg(dir.path()).output();
+    let why = match built {
+        Ok(built) if built.status.code() == Some(SKIPPED) => String::from_utf8_lossy(&built.stderr).into_owned(),
         Ok(built) => {
-            assert!(built.status.success(), "{tool}: {}", String::from_utf8_lossy(&built.stderr));
-            Some(rig().engine.load(wasm, &format!("sha256:{tool}")).await.unwrap())
+            assert!(built.status.success(), "{language}: {}", String::from_utf8_lossy(&built.stderr));
+            return Some(Built { language, dir });
         }
-        Err(error) => {
-            // Not by the macro, whose output a test that passes does not show.
-            let words = format!("SKIPPED: `{tool}` is not installed ({error}); what it builds was not tested\n");
-            std::io::stderr().write_all(words.as_bytes()).unwrap();
-            None
-        }
-    }
+        Err(error) => error.to_string(),
+    };
+    // Not by the macro, whose output a test that passes does not show.
+    let words = format!("SKIPPED: guests in `{language}` were not tested: {}\n", why.trim());
+    std::io::stderr().write_all(words.as_bytes()).unwrap();
+    None
 }
 
-#[tokio::test]
-async fn a_program_in_go_runs_as_it_is() {
+/// Arguments, environment, a file on a mount, standard input, and a code of its own.
+async fn is_a_program(program: &Program, args: &[&str], code: i32) {
+    assert_eq!(program.entry(), EntryPoint::Command);
     let dir = tempfile::tempdir().unwrap();
-    let wasm = dir.path().join("go.wasm");
-    let mut go = Command::new("go");
-    go.args(["build", "-o"]).arg(&wasm).arg("main.go").current_dir(sources("go"));
-    go.envs([("GOOS", "wasip1"), ("GOARCH", "wasm"), ("GOFLAGS", "-mod=mod"), ("GO111MODULE", "off")]);
-    let Some(program) = build("go", &mut go, &wasm).await else { return };
-    let volume = Some("data".to_owned());
-    let mounts = vec![Mount { host: dir.path().to_owned(), guest: "/data".to_owned(), read_only: false, volume }];
-    let (exit, said) = run(&program, ContainerSpec { mounts, ..spec(&["go", "/data"]) }, Net::new().pod(2)).await;
-    assert_eq!(said, "[/data] value\ntext <nil>\n");
-    assert_eq!((exit.code, exit.reason), (7, ExitReason::Error));
+    let (guest_stdout, mut stdout) = tokio::io::duplex(1024);
+    let (guest_stderr, mut stderr) = tokio::io::duplex(1024);
+    let io = Io::Streams {
+        stdin: Some(Box::new(b"one\ntwo\n".as_slice())),
+        stdout: Box::new(guest_stdout),
+        stderr: Box::new(guest_stderr),
+        tty: false,
+    };
+    let container = rig().engine.start(program, with_data(dir.path(), false, args), io, Net::new().pod(2));
+    let (mut said, mut errors) = (String::new(), String::new());
+    let (out, err) = tokio::join!(stdout.read_to_string(&mut said), stderr.read_to_string(&mut errors));
+    out.and(err).unwrap();
+    let exit = container.wait().await;
+    assert_eq!(said, "/data value\ntext\nONE\nTWO\n", "{args:?}: {exit:?} {errors}");
+    assert_eq!(exit.code, code, "{args:?}: {exit:?} {errors}");
+    let files: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(matches!(files.as_slice(), [file] if std::fs::read_to_string(file).unwrap() == "text"), "{files:?}");
 }
 
-#[tokio::test]
-async fn asyncio_programs_in_python_talk_over_the_pod_network() {
-    let dir = tempfile::tempdir().unwrap();
-    let wasm = dir.path().join("python.wasm");
-    let wit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../wit");
-    let mut python = Command::new("componentize-py");
-    python.arg("-d").arg(wit).args(["-w", "dhow:container/command", "componentize", "app", "-o"]).arg(&wasm);
-    python.current_dir(sources("python")).env("PYTHONDONTWRITEBYTECODE", "1");
-    let Some(program) = build("componentize-py", &mut python, &wasm).await else { return };
+/// Answers of an HTTP handler, each by an instance of its own.
+async fn answers(program: &Program, cases: &[(&str, &str, u16, &str)]) {
+    assert_eq!(program.entry(), EntryPoint::Http);
     let net = Net::new();
-    let server = start(&program, spec(&["python", "serve", "7000"]), net.pod(2));
-    server.running().await.unwrap();
-    while !output(&server).contains("listening") {
-        // A program that ended will never say so.
-        tokio::select! {
-            exit = server.wait() => panic!("{exit:?}: {}", output(&server)),
-            () = tokio::task::yield_now() => {}
-        }
+    let container = start(program, spec(&[]), net.pod(2));
+    container.running().await.unwrap();
+    for &(path, body, status, text) in cases {
+        let found = net.request("10.64.0.2:8080", path, body).await;
+        assert_eq!((found.0, found.1.as_str()), (status, text), "{path}: {}", output(&container));
     }
+    container.kill();
+    container.wait().await;
+}
+
+const FAILED: &str = "the program failed; see its log\n";
+
+#[tokio::test]
+async fn programs_in_go() {
+    let Some(go) = build("go") else { return };
+    is_a_program(&go.load("program").await, &["go", "/data"], 7).await;
+}
+
+#[tokio::test]
+async fn programs_in_c() {
+    let Some(c) = build("c") else { return };
+    let program = c.load("program").await;
+    // Its libc ends by `exit`, which knows success and failure only.
+    is_a_program(&program, &["c", "plain", "/data"], 1).await;
+    let net = Net::new();
+    let server = serve(&program, &["c", "serve", "7000"], net.pod(2)).await;
+    for word in ["first", "second"] {
+        let (exit, said) = run(&program, spec(&["c", "call", "10.64.0.2", "7000", word]), net.pod(3)).await;
+        assert_eq!((exit.code, said), (0, format!("{word}\n")));
+    }
+    let (exit, said) = run(&program, spec(&["c", "call", "nobody.default.svc", "7000", "x"]), net.pod(3)).await;
+    assert!(exit.code == 1 && said.starts_with("nobody.default.svc: "), "{said}");
+    server.kill();
+    let cases = [("/path?query", "", 201, "/path?query 1\n"), ("/", "", 201, "/ 1\n"), ("/abort", "", 500, FAILED)];
+    answers(&c.load("handler").await, &cases).await;
+}
+
+#[tokio::test]
+async fn programs_in_python() {
+    let Some(python) = build("python") else { return };
+    let program = python.load("command").await;
+    is_a_program(&program, &["python", "plain", "/data"], 7).await;
+    let net = Net::new();
+    let server = serve(&program, &["python", "serve", "7000"], net.pod(2)).await;
     let client = spec(&["python", "call", "10.64.0.2", "7000", "one", "two"]);
     let (exit, said) = run(&program, client, net.pod(3)).await;
     assert_eq!((exit.code, said.as_str()), (0, "ONE\nTWO\n"));
     server.kill();
+    let cases = [
+        ("/path", "", 201, "/path 1"),
+        ("/", "", 201, "/ 1"),
+        ("/upper", "some text", 201, "SOME TEXT"),
+        ("/fetch?10.64.0.2:8080/other", "", 201, "201 /other 1"),
+        ("/raise", "", 500, FAILED),
+    ];
+    answers(&python.load("handler").await, &cases).await;
+}
+
+#[tokio::test]
+async fn programs_in_javascript() {
+    let Some(js) = build("js") else { return };
+    is_a_program(&js.load("command").await, &["js", "/data"], 7).await;
+    let cases = [
+        ("/path", "", 201, "/path 1"),
+        ("/", "", 201, "/ 1"),
+        ("/upper", "some text", 200, "SOME TEXT"),
+        ("/fetch?10.64.0.2:8080/other", "", 200, "201 /other 1"),
+        ("/throw", "", 500, ""),
+    ];
+    answers(&js.load("handler").await, &cases).await;
 }
