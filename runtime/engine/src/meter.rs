@@ -128,6 +128,17 @@ impl Cpu {
         self.cool_at_ns.fetch_update(Ordering::Relaxed, Ordering::Relaxed, heated).ok();
     }
 
+    /// How much there is to forget.
+    fn heat_left(&self, now_ns: u64) -> u64 {
+        self.cool_at_ns.load(Ordering::Relaxed).saturating_sub(now_ns)
+    }
+
+    /// A guest that was cut when there was `left` to forget goes on now. It has not rested meanwhile but waited for its
+    /// turn, for as long as the machine was busy with others: else nobody would count as computing on one that is.
+    fn keep_heat(&self, left: u64, now_ns: u64) {
+        self.cool_at_ns.fetch_max(now_ns.saturating_add(left), Ordering::Relaxed);
+    }
+
     /// Whether the container has computed at length lately.
     fn is_hot(&self, now: impl FnOnce() -> u64) -> bool {
         let cool_at = self.cool_at_ns.load(Ordering::Relaxed);
@@ -228,6 +239,8 @@ pub(crate) struct Metered<F: Future> {
     ticker: Arc<Ticker>,
     lane: Arc<Lane>,
     pause: Option<Pin<Box<Sleep>>>,
+    /// It was cut, and its container had so much to forget then.
+    cut: Option<u64>,
     place: Place<F>,
 }
 
@@ -246,7 +259,7 @@ where
     F::Output: Send,
 {
     pub(crate) fn new(guest: F, cpu: Arc<Cpu>, ticker: Arc<Ticker>, lane: Arc<Lane>) -> Self {
-        Self { cpu, ticker, lane, pause: None, place: Place::Here(Box::pin(guest)) }
+        Self { cpu, ticker, lane, pause: None, cut: None, place: Place::Here(Box::pin(guest)) }
     }
 
     /// Ready when the container need not pause (any more).
@@ -318,10 +331,14 @@ where
     F: Future + Send + 'static,
     F::Output: Send,
 {
+    if let Some(left) = this.cut.take() {
+        this.cpu.keep_heat(left, clock_ns());
+    }
     let Slice { result, pause, cut, .. } = slice(guest.as_mut(), &this.cpu, &this.ticker, cx);
     if result.is_ready() {
         return Some(result);
     }
+    this.cut = (cut && pause.is_none()).then(|| this.cpu.heat_left(clock_ns()));
     this.place = Place::Here(guest);
     // A guest that was cut has woken this task already, and goes on in its own turn, or in the lane. One that waits is
     // woken by what it waits for; its pause is looked at then.
@@ -398,6 +415,13 @@ mod tests {
             cpu.heat(4 * MS, (1000 + turn * 5) * MS);
         }
         assert!(hot(1050 * MS));
+        // Nor is it forgotten while a guest that was cut waits for its turn.
+        cpu.heat(3 * MS, 1300 * MS);
+        let left = cpu.heat_left(1300 * MS);
+        assert!(!hot(1300 * MS));
+        cpu.keep_heat(left, 1500 * MS);
+        cpu.heat(3 * MS, 1503 * MS);
+        assert!(hot(1503 * MS));
         // However long it was, it is forgotten soon.
         cpu.heat(60_000 * MS, 2000 * MS);
         assert!(hot(2150 * MS) && !hot(2200 * MS));
