@@ -189,6 +189,11 @@ pub fn exchange(port: u16, bytes: &[u8]) -> Result<String, String> {
     converse(port, bytes, AfterSending::Close)
 }
 
+/// Sends bytes to a loopback port and reads until the end, as a client of HTTP does.
+pub fn listen_after(port: u16, bytes: &[u8]) -> Result<String, String> {
+    converse(port, bytes, AfterSending::Listen)
+}
+
 /// What becomes of the sending side. An HTTP server takes its end for a client that has gone, and ends the guest.
 enum AfterSending {
     Close,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dhow_runtime_contract::{ContainerSpec, ExitReason, Mount};
 
-use crate::rig::{Net, load, output, run, serve, spec, start};
+use crate::rig::{Net, load, output, run, serve, spec};
 
 /// A container that mounts `volume` of the host's `root` and keeps its own files in `own`.
 fn with(root: &Path, volume: &str, read_only: bool, args: &[&str]) -> ContainerSpec {
@@ -102,14 +102,12 @@ async fn who_wants_to_hear_of_its_end_has_the_grace_period() {
         assert_eq!(output(&container), "waiting\nasked: true, 3600 s left\n");
     }
     // One that takes its time is ended when there is none left, or when nobody waits any longer.
-    let slow = start(&program, spec(&["x", "ignore"]), net.pod(3));
-    slow.running().await.unwrap();
+    let slow = serve(&program, &["x", "ignore"], net.pod(3)).await;
     slow.stop(Duration::from_secs(3600));
     slow.stop(Duration::from_millis(1));
     let exit = slow.wait().await;
     assert_eq!((exit.code, exit.reason), (137, ExitReason::Killed));
-    let killed = start(&program, spec(&["x", "ignore"]), net.pod(4));
-    killed.running().await.unwrap();
+    let killed = serve(&program, &["x", "ignore"], net.pod(4)).await;
     killed.stop(Duration::from_secs(3600));
     killed.kill();
     assert_eq!(killed.wait().await.code, 137);

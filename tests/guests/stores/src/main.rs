@@ -34,8 +34,8 @@ fn main() {
             std::process::exit(code.parse().expect("a code"));
         }
         ["ignore"] => {
-            println!("waiting");
             assert!(!lifecycle::stopping());
+            println!("waiting");
             loop {
                 std::thread::sleep(std::time::Duration::from_secs(3600));
             }
