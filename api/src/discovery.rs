@@ -1,9 +1,9 @@
 //! What the server tells clients about its groups, versions and resources: the plain documents and the aggregated ones.
-//! All of it is read off the table of kinds, but for one group that stores nothing.
+//! All of it is read off the table of kinds, but for the groups that store nothing.
 
-mod metrics;
+mod unstored;
 
-pub use metrics::{METRICS_GROUP, METRICS_VERSION};
+pub use unstored::{AUTHENTICATION_GROUP, AUTHENTICATION_VERSION, METRICS_GROUP, METRICS_VERSION};
 
 use serde_json::{Map, json};
 
@@ -17,15 +17,16 @@ pub fn api_versions() -> Tree {
 
 /// `GET /apis`
 pub fn api_group_list() -> Tree {
-    let groups: Vec<Tree> = groups().into_iter().map(group_body).chain([metrics::group_body()]).collect();
+    let unstored = unstored::GROUPS.iter().map(unstored::Group::body);
+    let groups: Vec<Tree> = groups().into_iter().map(group_body).chain(unstored).collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 }
 
 /// `GET /apis/<group>`
 pub fn api_group(group: &str) -> Option<Tree> {
-    let body = match group {
-        METRICS_GROUP => metrics::group_body(),
-        _ => group_body(groups().into_iter().find(|known| *known == group)?),
+    let body = match unstored::GROUPS.iter().find(|known| known.name == group) {
+        Some(unstored) => unstored.body(),
+        None => group_body(groups().into_iter().find(|known| *known == group)?),
     };
     let mut tree = json!({"kind": "APIGroup", "apiVersion": "v1"});
     tree.as_object_mut()?.extend(body.as_object()?.clone());
@@ -34,8 +35,8 @@ pub fn api_group(group: &str) -> Option<Tree> {
 
 /// `GET /api/v1` and `GET /apis/<group>/<version>`
 pub fn resource_list(group: &str, version: &str) -> Option<Tree> {
-    if (group, version) == (METRICS_GROUP, METRICS_VERSION) {
-        return Some(metrics::resource_list());
+    if let Some(unstored) = unstored::GROUPS.iter().find(|known| (known.name, known.version) == (group, version)) {
+        return Some(unstored.resource_list());
     }
     let kinds = kinds_of(group, version);
     let api_version = kinds.first()?.api_version();
@@ -136,7 +137,7 @@ fn sorted_subresources(kind: &Kind) -> Vec<Subresource> {
 fn aggregated(v: &str, groups: &[&str]) -> Tree {
     let mut items: Vec<Tree> = groups.iter().map(|group| aggregated_group(group)).collect();
     if !groups.contains(&"") {
-        items.push(metrics::aggregated());
+        items.extend(unstored::GROUPS.iter().map(unstored::Group::aggregated));
     }
     json!({
         "kind": "APIGroupDiscoveryList",
@@ -196,7 +197,8 @@ mod tests {
     fn plain_documents_name_groups_and_resources() {
         let list = api_group_list();
         let names: Vec<&str> = meta::list(&list, "groups").iter().map(|group| meta::text(group, "name")).collect();
-        assert_eq!(names, ["apps", "coordination.k8s.io", "discovery.k8s.io", "storage.k8s.io", "metrics.k8s.io"]);
+        let stored = ["apps", "coordination.k8s.io", "discovery.k8s.io", "storage.k8s.io"];
+        assert_eq!(names, [stored.as_slice(), &["authentication.k8s.io", "metrics.k8s.io"]].concat());
         assert_eq!(
             api_group("apps").unwrap().to_string(),
             r#"{"kind":"APIGroup","apiVersion":"v1","name":"apps","versions":[{"groupVersion":"apps/v1","version":"v1"}],"preferredVersion":{"groupVersion":"apps/v1","version":"v1"}}"#
@@ -230,8 +232,8 @@ mod tests {
                     }
                 }
             }
-            // And the two of the group without kinds.
-            assert_eq!(seen, kinds::all().len() + 2);
+            // And the two of each group without kinds.
+            assert_eq!(seen, kinds::all().len() + 4);
         }
         let core = aggregated_core("v2");
         let pods = meta::list(&meta::list(&core, "items")[0], "versions")[0]["resources"].as_array().unwrap().clone();

@@ -3,6 +3,7 @@
 //! Uses the program that `DHOW_TEST_KUBECTL` names, else `kubectl` of the PATH; says loudly when there is none.
 #![allow(missing_docs, unreachable_pub, dead_code, clippy::unwrap_used)]
 
+mod accounts;
 #[path = "../e2e/harness.rs"]
 mod harness;
 mod toolbox;
@@ -40,6 +41,7 @@ fn kubectl_works_unchanged() {
     follows_logs_and_forwards_ports(&client);
     shows_what_is_used(&client);
     keeps_data(&client);
+    accounts::speak_for_themselves(&client);
     creates_by_command(&client);
     refuses_bad_input(&client);
     deletes(&client);

@@ -1,6 +1,6 @@
 //! ServiceAccount: who a pod is to the API server.
 
-use super::{Column, Kind, plain};
+use super::{Column, Kind, Subresource, plain};
 use crate::meta;
 
 /// ServiceAccount.
@@ -10,6 +10,7 @@ pub static SERVICE_ACCOUNT: Kind = Kind {
     singular: "serviceaccount",
     short_names: &["sa"],
     schema: "io.k8s.api.core.v1.ServiceAccount",
+    subresources: &[Subresource::Token],
     returns_deleted: true,
     columns: &[Column::name(), Column::new("Secrets", "How many secrets are listed."), Column::age()],
     cells: |tree, now| {

@@ -1,6 +1,7 @@
 //! What every request has at hand, and how a planned write is carried out.
 
 use crate::ServerError;
+use crate::accounts::KnownKey;
 use crate::admit::Settings;
 use crate::backups::Backups;
 use crate::certs::Certs;
@@ -42,6 +43,7 @@ pub(crate) struct App {
     pub(crate) replica: Replica,
     pub(crate) registry: Registry,
     pub(crate) certs: Certs,
+    pub(crate) token_key: KnownKey,
     pub(crate) nodes: Nodes,
     pub(crate) services: ServiceRanges,
     /// What a newcomer must share.

@@ -1,11 +1,14 @@
 //! Who calls: the subject of the connection's client certificate, or the owner of a bearer token.
 
+use crate::accounts;
+use crate::app::{App, now};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use dhow_api::Tree;
 use dhow_api::meta;
 use dhow_api::status::ApiError;
 use dhow_gate::User;
+use dhow_gate::token::{self, Holder, ISSUER, TokenFault};
 use dhow_gate::user::{BOOTSTRAPPERS, CONTROL_BOOTSTRAPPERS};
 use dhow_gate::write::View;
 use dhow_state::Key;
@@ -21,15 +24,21 @@ pub(crate) struct Shown {
     not_after: Time,
 }
 
+/// Why a bearer's token speaks for nobody.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BearerFault {
+    /// Nobody here has made it, or it is not there any more.
+    #[error("invalid bearer token")]
+    Unknown,
+    /// It is a service account's, and does not count now or here.
+    #[error("invalid bearer token: {0}")]
+    Account(#[from] TokenFault),
+}
+
 /// The caller of a request. A bad credential is an error, no credential is nobody.
-pub(crate) fn authenticate(
-    certificate: Option<&Shown>,
-    headers: &HeaderMap,
-    view: &dyn View,
-    now: Time,
-) -> Result<User, ApiError> {
+pub(crate) fn authenticate(app: &App, certificate: Option<&Shown>, headers: &HeaderMap) -> Result<User, ApiError> {
     if let Some(Shown { user, not_after }) = certificate {
-        if now <= *not_after {
+        if now() <= *not_after {
             return Ok(user.clone());
         }
         return user.clone().expired().ok_or_else(ApiError::unauthorized);
@@ -38,10 +47,26 @@ pub(crate) fn authenticate(
     let value = value.to_str().map_err(|_| ApiError::unauthorized())?;
     match value.split_once(' ') {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => {
-            bootstrap_user(token.trim(), view, now).ok_or_else(ApiError::unauthorized)
+            let found = bearer(app, token.trim(), &[ISSUER.to_owned()]);
+            found.map(|holder| holder.user).map_err(|fault| {
+                tracing::debug!(%fault, "a request with a token is refused");
+                ApiError::unauthorized()
+            })
         }
         _ => Ok(User::anonymous()),
     }
+}
+
+/// Whom a token speaks for towards these audiences: a join token, which is for this server alone, or a service account's.
+pub(crate) fn bearer(app: &App, token: &str, audiences: &[String]) -> Result<Holder, BearerFault> {
+    let (view, now) = (app.view(), now());
+    if let Some(user) = bootstrap_user(token, &view, now) {
+        let shared = [ISSUER.to_owned()].into_iter().filter(|own| audiences.contains(own)).collect::<Vec<_>>();
+        return if shared.is_empty() { Err(BearerFault::Unknown) } else { Ok(Holder { user, audiences: shared }) };
+    }
+    let key = accounts::key(app).map_err(|_| BearerFault::Unknown)?;
+    let claims: Tree = key.verify(token).ok_or(BearerFault::Unknown)?;
+    Ok(token::holder(&claims, audiences, &view, now)?)
 }
 
 /// Who a certificate speaks for that the TLS layer has verified, all but its age.

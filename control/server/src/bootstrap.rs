@@ -1,6 +1,7 @@
-//! What every cluster has from its first moment: the namespaces, the Service through which pods and agents find the
+//! What every cluster has from its first moment: the key that signs tokens, the namespaces, the Service through which pods and agents find the
 //! API servers, and a class of volumes.
 
+use crate::accounts;
 use crate::app::App;
 use crate::member::Member;
 use dhow_api::kinds;
@@ -16,6 +17,7 @@ const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-no
 
 /// Makes what is missing.
 pub(crate) async fn ensure(app: &App) -> Result<(), ApiError> {
+    accounts::ensure_key(app).await?;
     for namespace in NAMESPACES {
         create_missing(app, json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})).await?;
     }

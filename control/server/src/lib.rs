@@ -4,7 +4,7 @@
 //! UDP on one address, and runs a few owned tasks. Several control nodes are one cluster: consensus talks over `links`,
 //! what the leader alone does is in `lead` and `control`, and people manage it by `members`. Newcomers are taken in by
 //! `admit`, also those that were members until they lost their data (`rebuild`). A request goes `serve` (TLS, HTTP) →
-//! `route` (who, what, may they) → `read`, `watch`, `write`, `kubelet` or `plain`. Writes, also those of the controllers
+//! `route` (who, what, may they) → `accounts`, `read`, `watch`, `write`, `kubelet` or `plain`. Writes, also those of the controllers
 //! (`control`), take one path: the gate plans, the store writes.
 //!
 //! # Tasks
@@ -29,6 +29,7 @@
 //! * What the leader alone may do is safe if two members do it: every write names what it expects to find.
 //! * A stop is ordered: no new connections, watches end, requests drain, controllers rest, the store closes, links end.
 
+mod accounts;
 mod admit;
 mod answer;
 mod app;

@@ -16,7 +16,7 @@ use std::sync::Arc;
 pub(crate) const MEMBERS: &str = dhow_gate::authorize::MEMBERS;
 
 /// The resource of what the cluster as a whole has: who it is, and the key of its CA.
-const CLUSTERS: &str = "clusters.dhow.dev";
+pub(crate) const CLUSTERS: &str = "clusters.dhow.dev";
 
 /// The form of the file that this version writes, and the newest that it reads.
 const VERSION: u32 = 1;

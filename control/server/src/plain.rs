@@ -4,10 +4,11 @@ use crate::answer::{self, Answer, Style};
 use crate::app::App;
 use crate::body::RequestBody;
 use crate::route::{header, style};
-use crate::{backups, certs, images, members, pki, write};
+use crate::{accounts, backups, certs, images, members, pki, write};
 use bytes::Bytes;
 use dhow_api::status::{ApiError, Details, Reason};
 use dhow_api::{Tree, discovery, meta, openapi};
+use dhow_gate::authorize::{ISSUER_PATH, JWKS_PATH};
 use dhow_gate::media::{self, Accepted, Encoding, Endpoint, Shape};
 use dhow_gate::write::View;
 use dhow_gate::{Query, User};
@@ -49,6 +50,8 @@ pub(crate) async fn handle(
         }
         "/healthz" | "/livez" | "/readyz" => health(app, path.trim_matches('/'), query).await,
         "/metrics" => Ok(answer::text(200, metrics(app))),
+        JWKS_PATH => accounts::jwks(app),
+        ISSUER_PATH => Ok(accounts::issuer(app)),
         "/openapi/v2" => Ok(schema_v2(headers)),
         "/openapi/v3" => show(&openapi::v3_index(), query, headers),
         other => {
@@ -126,6 +129,7 @@ fn version() -> Tree {
 
 fn root(query: &Query<'_>, headers: &HeaderMap) -> Result<Answer, ApiError> {
     let paths = [
+        ISSUER_PATH,
         "/api",
         "/api/v1",
         "/apis",
@@ -134,6 +138,7 @@ fn root(query: &Query<'_>, headers: &HeaderMap) -> Result<Answer, ApiError> {
         "/metrics",
         "/openapi/v2",
         "/openapi/v3",
+        JWKS_PATH,
         "/readyz",
         "/v2/",
         "/version",

@@ -2,10 +2,10 @@
 //! refused here.
 
 use crate::answer::{self, Answer, Style};
-use crate::app::{App, now};
+use crate::app::App;
 use crate::auth::Shown;
 use crate::body::RequestBody;
-use crate::{auth, kubelet, node_proxy, plain, read, sessions, usage, watch, write};
+use crate::{accounts, auth, kubelet, node_proxy, plain, read, sessions, usage, watch, write};
 use dhow_api::discovery;
 use dhow_api::kinds::{self, Kind, Subresource};
 use dhow_api::status::ApiError;
@@ -22,6 +22,7 @@ use tracing::{Instrument, debug_span, warn};
 /// A request on its way to a handler.
 pub(crate) struct Call<'a> {
     pub(crate) app: &'a Arc<App>,
+    pub(crate) user: &'a User,
     pub(crate) query: &'a Query<'a>,
     pub(crate) headers: &'a HeaderMap,
     pub(crate) kind: &'static Kind,
@@ -90,10 +91,10 @@ async fn route(app: &Arc<App>, certificate: Option<&Shown>, request: Request<Req
     if app.member.witness && (!is_for_witness(&info.target) || request.headers().contains_key(AUTHORIZATION)) {
         return Err(witness(app));
     }
-    let user = match auth::authenticate(certificate, request.headers(), &app.view(), now()) {
+    let user = match auth::authenticate(app, certificate, request.headers()) {
         // A token that was made at another member a moment ago may not have come here yet.
         Err(_) if request.headers().contains_key(AUTHORIZATION) && app.barrier().await.is_ok() => {
-            auth::authenticate(certificate, request.headers(), &app.view(), now())
+            auth::authenticate(app, certificate, request.headers())
         }
         other => other,
     }?;
@@ -103,11 +104,14 @@ async fn route(app: &Arc<App>, certificate: Option<&Shown>, request: Request<Req
         Target::Resource(target) if target.group == discovery::METRICS_GROUP => {
             Box::pin(usage::handle(app, info.verb, target, &query, request.headers())).await
         }
+        Target::Resource(target) if target.group == discovery::AUTHENTICATION_GROUP => {
+            Box::pin(accounts::review(app, &user, &info, target, &query, request)).await
+        }
         Target::Resource(target) => {
             let kind = kinds::by_resource(&target.group, &target.version, &target.resource)
                 .filter(|kind| kind.namespaced || target.namespace.is_empty())
                 .ok_or_else(ApiError::no_such_path)?;
-            let mut answer = resource(app, &info, target, kind, &query, request).await?;
+            let mut answer = resource((app, &user), &info, target, kind, &query, request).await?;
             answer::warn(&mut answer, kind.deprecation.map(str::to_owned).as_slice());
             Ok(answer)
         }
@@ -146,7 +150,7 @@ async fn check_leave(app: &App, user: &User, info: &RequestInfo) -> Result<(), A
 }
 
 async fn resource(
-    app: &Arc<App>,
+    (app, user): (&Arc<App>, &User),
     info: &RequestInfo,
     target: &ResourceRequest,
     kind: &'static Kind,
@@ -154,12 +158,12 @@ async fn resource(
     request: Request<RequestBody>,
 ) -> Result<Answer, ApiError> {
     if !target.subresource.is_empty() {
-        return Box::pin(subresource(app, info, target, kind, query, request)).await;
+        return Box::pin(subresource((app, user), info, target, kind, query, request)).await;
     }
     let named = !target.name.is_empty();
     let scoped = !kind.namespaced || !target.namespace.is_empty();
     let (parts, body) = request.into_parts();
-    let call = Call { app, query, headers: &parts.headers, kind, target };
+    let call = Call { app, user, query, headers: &parts.headers, kind, target };
     match (info.verb, named) {
         (Verb::Watch, _) => Box::pin(watch::watch(&call)).await,
         (Verb::Get, true) if scoped => read::get(&call).await,
@@ -176,7 +180,7 @@ async fn resource(
 }
 
 async fn subresource(
-    app: &Arc<App>,
+    (app, user): (&Arc<App>, &User),
     info: &RequestInfo,
     target: &ResourceRequest,
     kind: &'static Kind,
@@ -186,28 +190,28 @@ async fn subresource(
     let sub = kind.subresource(&target.subresource).ok_or_else(ApiError::no_such_path)?;
     match (sub, info.verb) {
         (Subresource::Log, Verb::Get) => {
-            let call = Call { app, query, headers: &request.headers().clone(), kind, target };
+            let call = Call { app, user, query, headers: &request.headers().clone(), kind, target };
             return kubelet::log(&call).await;
         }
         (Subresource::Proxy, Verb::Get) if kind.plural == "nodes" => {
-            let call = Call { app, query, headers: &request.headers().clone(), kind, target };
+            let call = Call { app, user, query, headers: &request.headers().clone(), kind, target };
             return node_proxy::get(&call, request.uri().query()).await;
         }
         (Subresource::PortForward, Verb::Get | Verb::Create) => {
             let headers = request.headers().clone();
-            let call = Call { app, query, headers: &headers, kind, target };
+            let call = Call { app, user, query, headers: &headers, kind, target };
             return kubelet::port_forward(&call, request).await;
         }
         (Subresource::Exec | Subresource::Attach, Verb::Get | Verb::Create) => {
             let headers = request.headers().clone();
-            let call = Call { app, query, headers: &headers, kind, target };
+            let call = Call { app, user, query, headers: &headers, kind, target };
             let session = if sub == Subresource::Exec { sessions::Kind::Exec } else { sessions::Kind::Attach };
             return sessions::open(&call, session, request).await;
         }
         _ => {}
     }
     let (parts, body) = request.into_parts();
-    let call = Call { app, query, headers: &parts.headers, kind, target };
+    let call = Call { app, user, query, headers: &parts.headers, kind, target };
     match (sub, info.verb) {
         (Subresource::Status, Verb::Get) => read::get(&call).await,
         (Subresource::Status, Verb::Update) => write::update_status(&call, body).await,
@@ -221,7 +225,8 @@ async fn subresource(
         (Subresource::Binding, Verb::Create) => write::bind(&call, body).await,
         (Subresource::Eviction, Verb::Create) => write::evict(&call, body).await,
         (Subresource::Finalize, Verb::Update) => write::finalize(&call, body).await,
-        (Subresource::Proxy | Subresource::Token, _) => Err(ApiError::new(
+        (Subresource::Token, Verb::Create) => accounts::create_token(&call, body).await,
+        (Subresource::Proxy, _) => Err(ApiError::new(
             501,
             dhow_api::status::Reason::Unknown,
             format!("{}/{} is not implemented by this server yet", target.resource, target.subresource),

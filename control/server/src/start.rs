@@ -107,6 +107,7 @@ async fn serve(
         replica,
         registry,
         certs,
+        token_key: Default::default(),
         nodes: Nodes::default(),
         services,
         settings,

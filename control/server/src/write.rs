@@ -25,7 +25,7 @@ use std::time::Duration;
 /// The size at which a body is refused: upstream's limit.
 const BODY_BYTES_MAX: usize = 3 << 20;
 
-fn name<'a>(call: &'a Call<'_>) -> Name<'a> {
+pub(crate) fn name<'a>(call: &'a Call<'_>) -> Name<'a> {
     Name { namespace: &call.target.namespace, name: &call.target.name }
 }
 
@@ -72,6 +72,17 @@ async fn read_object(
     let body = read_body(body).await?;
     let Decoded { tree, warnings } = decode::decode(&body, media, Some(schema), validation)?;
     Ok((Given { tree: Some(tree), body, media, schema, validation }, warnings))
+}
+
+/// Reads an object of a type that is not stored as it is.
+pub(crate) async fn read_typed(
+    content_type: Option<&str>,
+    body: RequestBody,
+    schema: &str,
+    validation: Validation,
+) -> Result<Decoded, ApiError> {
+    let media = media::body_media(content_type)?;
+    decode::decode(&read_body(body).await?, media, Some(schema), validation)
 }
 
 fn finish(call: &Call<'_>, accepted: Accepted, done: Done, mut warnings: Vec<String>) -> Answer {

@@ -1,5 +1,5 @@
-//! The cluster's keys: its certificate authority, the certificates that it issues, TLS settings made of them, and
-//! join tokens.
+//! The cluster's keys: its certificate authority, the certificates that it issues, TLS settings made of them, join
+//! tokens, and the key that signs the tokens of service accounts.
 //!
 //! One CA signs control nodes, agents and administrators. Who somebody is stands in the certificate's subject, as in
 //! Kubernetes: the common name is the user, the organizations are the groups.
@@ -8,6 +8,8 @@
 //! randomness comes from the operating system. Nothing here touches a disk or a socket.
 
 mod ca;
+mod jwt;
+mod seal;
 mod tls;
 pub mod token;
 
@@ -15,6 +17,7 @@ pub use ca::{
     Ca, Facts, Identity, San, Subject, Usage, certificate_sha256_hex, csr_for, facts_of, facts_of_pem, new_csr,
     new_key, subject_of,
 };
+pub use jwt::{PublicKey, TokenKey};
 pub use tls::{ServerCert, api_server_config, client_config, pinned_client_config, server_config};
 
 /// Why a certificate, a key, or TLS settings could not be made.
@@ -38,6 +41,12 @@ pub enum PkiError {
     /// TLS settings were refused.
     #[error("making TLS settings")]
     Tls(#[from] rustls::Error),
+    /// What was sealed with another key, for another purpose, or is damaged.
+    #[error("what was sealed cannot be opened with this key")]
+    Sealed,
+    /// A token could not be signed.
+    #[error("signing a token")]
+    Token(#[from] jsonwebtoken::errors::Error),
     /// The operating system gave no randomness.
     #[error("the operating system gave no random bytes: {0}")]
     Random(getrandom::Error),

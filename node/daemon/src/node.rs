@@ -34,6 +34,7 @@ use crate::usage::{self, Meters};
 use crate::volumes::host_path::HostPaths;
 use crate::volumes::reclaim::reclaim_volumes;
 use crate::volumes::refresh::{Refresh, refresh_volumes};
+use crate::volumes::tokens::Tokens;
 use crate::{Config, gc, join, kubelet, network};
 
 /// How long the tasks of one group may take to end.
@@ -151,6 +152,7 @@ impl Node {
             engine: engine.clone(),
             images: Images::new(store, client.clone(), engine, (registries, allow_file_images)),
             objects: ObjectReader::new(client.clone()),
+            tokens: Tokens::new(client.clone()),
             links: RwLock::new(BTreeMap::new()),
             sandboxes: Sandboxes::default(),
             standing,

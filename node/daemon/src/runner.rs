@@ -46,6 +46,7 @@ use crate::usage::Meters;
 use crate::view::View;
 use crate::volumes::host_path::HostPaths;
 use crate::volumes::refresh::Refresh;
+use crate::volumes::tokens::Tokens;
 use crate::{api, eviction, exec, hooks, probes, volumes as disk};
 
 /// Answers that wait for the loop. A task that finds it full waits.
@@ -79,6 +80,7 @@ pub(crate) struct Shared {
     pub(crate) engine: Engine,
     pub(crate) images: Images,
     pub(crate) objects: ObjectReader,
+    pub(crate) tokens: Tokens,
     pub(crate) links: RwLock<BTreeMap<String, Arc<ServiceLink>>>,
     pub(crate) sandboxes: Sandboxes,
     /// What the watch of nodes shows of this one.

@@ -18,6 +18,7 @@ pub(crate) mod in_memory;
 pub(crate) mod reclaim;
 pub(crate) mod refresh;
 pub(crate) mod set_up;
+pub(crate) mod tokens;
 
 const DATA: &str = "..data";
 const DATA_NEXT: &str = "..data_tmp";

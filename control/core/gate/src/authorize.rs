@@ -2,7 +2,7 @@
 //! no. RBAC will be one more rule in the list.
 
 use crate::request::{RequestInfo, ResourceRequest, Target, Verb};
-use crate::user::{AUTHENTICATED, BOOTSTRAPPERS, CONTROL_BOOTSTRAPPERS, MASTERS, User};
+use crate::user::{AUTHENTICATED, BOOTSTRAPPERS, CONTROL_BOOTSTRAPPERS, MASTERS, SERVICE_ACCOUNTS, User};
 use crate::write::View;
 use dhow_api::Tree;
 use dhow_api::meta;
@@ -13,7 +13,20 @@ use dhow_state::Key;
 pub type Rule = fn(&User, &RequestInfo, &dyn View) -> bool;
 
 /// The rules, asked in this order.
-pub const RULES: [Rule; 7] = [masters, control_nodes, public_paths, discovery, bootstrappers, nodes, expired_nodes];
+///
+/// Service accounts get what everybody gets, and the keys that their tokens are checked with: until there is RBAC to say
+/// more, nothing else may come of a token that a guest holds.
+pub const RULES: [Rule; 9] = [
+    masters,
+    control_nodes,
+    public_paths,
+    discovery,
+    own_review,
+    issuer_discovery,
+    bootstrappers,
+    nodes,
+    expired_nodes,
+];
 
 /// Allows the request or says, in Kubernetes' words, who may not do what.
 pub fn authorize(user: &User, info: &RequestInfo, view: &dyn View) -> Result<(), ApiError> {
@@ -71,6 +84,26 @@ fn discovery(user: &User, info: &RequestInfo, _: &dyn View) -> bool {
             || ["/api", "/apis", "/openapi"]
                 .iter()
                 .any(|root| path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))))
+}
+
+/// Who has a credential may ask whom the server takes them for.
+fn own_review(user: &User, info: &RequestInfo, _: &dyn View) -> bool {
+    let Target::Resource(resource) = &info.target else { return false };
+    let asked = (resource.group.as_str(), resource.resource.as_str(), resource.subresource.as_str());
+    user.is_in(AUTHENTICATED)
+        && info.verb == Verb::Create
+        && asked == ("authentication.k8s.io", "selfsubjectreviews", "")
+}
+
+/// Where verifiers of tokens read which keys sign them.
+pub const JWKS_PATH: &str = "/openid/v1/jwks";
+/// Where they read who has issued them.
+pub const ISSUER_PATH: &str = "/.well-known/openid-configuration";
+
+/// Upstream's `system:service-account-issuer-discovery`.
+fn issuer_discovery(user: &User, info: &RequestInfo, _: &dyn View) -> bool {
+    let Target::Path(path) = &info.target else { return false };
+    user.is_in(SERVICE_ACCOUNTS) && info.verb == Verb::Get && [JWKS_PATH, ISSUER_PATH].contains(&path.as_str())
 }
 
 /// Where agents trade a join token for a certificate.
@@ -223,6 +256,8 @@ fn node_may(node: &str, verb: Verb, request: &ResourceRequest) -> bool {
         (("", "nodes"), "" | "status", Verb::Update | Verb::Patch) => request.name == node,
         (("", "nodes"), "status", Verb::Get) => request.name == node,
         (("" | "events.k8s.io", "events"), "", Verb::Create | Verb::Update | Verb::Patch) => true,
+        // Which ones depends on the pod that they are for: `token::plan` looks at it.
+        (("", "serviceaccounts"), "token", Verb::Create) => true,
         (("coordination.k8s.io", "leases"), "", Verb::Create) => request.namespace == NODE_LEASES,
         (("coordination.k8s.io", "leases"), "", Verb::Update | Verb::Patch | Verb::Delete) => {
             request.namespace == NODE_LEASES && request.name == node
@@ -280,6 +315,7 @@ mod tests {
         let member = User::authenticated("dhow:control:2", [CONTROL_NODES.to_owned()]);
         let nobody = User::anonymous();
         let plain = User::authenticated("jane", []);
+        let account = User::authenticated("system:serviceaccount:a:default", [SERVICE_ACCOUNTS.to_owned()]);
         for (user, method, path, want) in [
             (&admin, "DELETE", "/api/v1/namespaces/a/secrets", true),
             (&node, "GET", "/api/v1/pods?watch=true&fieldSelector=spec.nodeName%3Dn1", true),
@@ -313,6 +349,26 @@ mod tests {
             (&plain, "GET", "/openapi/v3", true),
             (&plain, "GET", "/api/v1/pods", false),
             (&plain, "GET", "/v2/", false),
+            (&plain, "POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", true),
+            (&plain, "POST", "/apis/authentication.k8s.io/v1/tokenreviews", false),
+            (&plain, "GET", "/openid/v1/jwks", false),
+            (&node, "POST", "/api/v1/namespaces/a/serviceaccounts/default/token", true),
+            (&node, "POST", "/api/v1/namespaces/a/serviceaccounts", false),
+            (&account, "GET", "/api", true),
+            (&account, "GET", "/version", true),
+            (&account, "GET", "/openid/v1/jwks", true),
+            (&account, "GET", "/.well-known/openid-configuration", true),
+            (&account, "POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", true),
+            (&account, "POST", "/apis/authentication.k8s.io/v1/tokenreviews", false),
+            (&account, "POST", "/api/v1/namespaces/a/serviceaccounts/default/token", false),
+            (&account, "GET", "/api/v1/namespaces/a/pods", false),
+            (&account, "GET", "/api/v1/namespaces/a/serviceaccounts/default", false),
+            (&account, "GET", "/api/v1/namespaces/a/secrets", false),
+            (&account, "GET", "/metrics", false),
+            (&account, "GET", "/v2/", false),
+            (&account, "GET", "/dhow/v1/backup", false),
+            (&account, "POST", "/dhow/v1/renew", false),
+            (&nobody, "POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", false),
         ] {
             assert_eq!(may(user, method, path), want, "{} {method} {path}", user.name);
         }

@@ -1,7 +1,7 @@
 //! The gate: what a request means, who may make it, and what it does to the stored state.
 //!
 //! [`request`] reads method, path and query; [`authorize`](mod@authorize) says whether the [`user`] may;
-//! [`media`] chooses encodings; [`options`] reads parameters. Then either [`list`](mod@list) and [`watch`] read, or
+//! [`media`] chooses encodings; [`options`] reads parameters; [`token`] says what the tokens of service accounts mean. Then either [`list`](mod@list) and [`watch`] read, or
 //! [`write`] plans: defaults, checks, addresses, grace periods, finalizers, all as one value that the store takes or
 //! refuses as a whole.
 //!
@@ -19,6 +19,7 @@ pub mod list;
 pub mod media;
 pub mod options;
 pub mod request;
+pub mod token;
 pub mod user;
 pub mod watch;
 pub mod write;

@@ -1,12 +1,21 @@
 //! Who asks.
 
+use dhow_api::Tree;
+use serde_json::{Map, json};
+use std::collections::BTreeMap;
+
 /// An authenticated (or anonymous) caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
-    /// The name: a certificate's CN, `system:bootstrap:<id>`, or `system:anonymous`.
+    /// The name: a certificate's CN, `system:serviceaccount:<namespace>:<name>`, `system:bootstrap:<id>`, or
+    /// `system:anonymous`.
     pub name: String,
+    /// What tells this caller from an earlier one of the same name; empty for those who have no such thing.
+    pub uid: String,
     /// The groups, with `system:authenticated` or `system:unauthenticated` at the end.
     pub groups: Vec<String>,
+    /// What else is known of the caller, such as the pod that a token was made for.
+    pub extra: BTreeMap<String, Vec<String>>,
 }
 
 /// May do everything.
@@ -25,6 +34,10 @@ pub const CONTROL_USER_PREFIX: &str = "dhow:control:";
 pub const BOOTSTRAPPERS: &str = "system:bootstrappers";
 /// Holders of a join token with which a control node may join.
 pub const CONTROL_BOOTSTRAPPERS: &str = "system:bootstrappers:dhow:control-nodes";
+/// Service accounts; those of one namespace are also in the group of that name behind a colon.
+pub const SERVICE_ACCOUNTS: &str = "system:serviceaccounts";
+/// What the name of a service account's user starts with; its namespace, a colon and its name follow.
+pub const SERVICE_ACCOUNT_PREFIX: &str = "system:serviceaccount:";
 /// Everyone with a valid credential.
 pub const AUTHENTICATED: &str = "system:authenticated";
 /// Everyone without.
@@ -37,17 +50,31 @@ impl User {
     pub fn authenticated(name: impl Into<String>, groups: impl IntoIterator<Item = String>) -> User {
         let mut groups: Vec<String> = groups.into_iter().collect();
         groups.push(AUTHENTICATED.to_owned());
-        User { name: name.into(), groups }
+        User { name: name.into(), uid: String::new(), groups, extra: BTreeMap::new() }
     }
 
     /// A caller without a credential.
     pub fn anonymous() -> User {
-        User { name: "system:anonymous".to_owned(), groups: vec![UNAUTHENTICATED.to_owned()] }
+        let groups = vec![UNAUTHENTICATED.to_owned()];
+        User { name: "system:anonymous".to_owned(), uid: String::new(), groups, extra: BTreeMap::new() }
     }
 
     /// A part of the control plane, acting in this process.
     pub fn system(component: &str) -> User {
         User::authenticated(format!("system:{component}"), [MASTERS.to_owned()])
+    }
+
+    /// The caller as `authentication.k8s.io/v1` writes it (`UserInfo`).
+    pub fn info(&self) -> Tree {
+        let mut info = Map::from_iter([("username".to_owned(), json!(self.name))]);
+        if !self.uid.is_empty() {
+            info.insert("uid".to_owned(), json!(self.uid));
+        }
+        info.insert("groups".to_owned(), json!(self.groups));
+        if !self.extra.is_empty() {
+            info.insert("extra".to_owned(), json!(self.extra));
+        }
+        Tree::Object(info)
     }
 
     /// Whether the caller is in a group.

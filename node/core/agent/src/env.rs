@@ -10,6 +10,8 @@ use k8s_openapi::api::core::v1::{
 };
 use serde_json::Value;
 
+use crate::volumes::TokenWish;
+
 /// The entries of a ConfigMap or a Secret.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Entries {
@@ -19,7 +21,7 @@ pub struct Entries {
     pub binary: BTreeMap<String, Vec<u8>>,
 }
 
-/// Names of ConfigMaps, Secrets and claims in the pod's namespace.
+/// Names of ConfigMaps, Secrets and claims in the pod's namespace, and the tokens that it wants.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct References {
     /// ConfigMaps.
@@ -28,6 +30,8 @@ pub struct References {
     pub secrets: BTreeSet<String>,
     /// PersistentVolumeClaims.
     pub claims: BTreeSet<String>,
+    /// Tokens of its service account.
+    pub tokens: BTreeSet<TokenWish>,
 }
 
 /// The objects that were asked for and exist.
@@ -39,6 +43,8 @@ pub struct Objects {
     pub secrets: BTreeMap<String, Arc<Entries>>,
     /// PersistentVolumeClaims by name, with their volumes.
     pub claims: BTreeMap<String, Claimed>,
+    /// Tokens of the pod's service account.
+    pub tokens: BTreeMap<TokenWish, String>,
 }
 
 /// A claim and the volume that it names.

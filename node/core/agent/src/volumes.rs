@@ -8,9 +8,11 @@ use k8s_openapi::api::core::v1::{Container, DownwardAPIVolumeFile, KeyToPath, Po
 use crate::env::{self, ConfigFault, Entries, Objects, Place, References};
 
 mod claims;
+mod tokens;
 
 pub use claims::{DATA_FINALIZER, LOCAL_DRIVER, let_go};
 use claims::{claim_name, claimed};
+pub use tokens::TokenWish;
 
 /// One volume of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,6 +98,14 @@ pub enum VolumeFault {
         /// What is wrong with the claim.
         why: String,
     },
+    /// The token of the pod's service account is not there.
+    #[error("MountVolume.SetUp failed for volume \"{volume}\" : no token of the service account \"{account}\"")]
+    NoToken {
+        /// The volume's name in the pod.
+        volume: String,
+        /// Whose token it is.
+        account: String,
+    },
     /// `subPathExpr` names a variable that the container does not have.
     #[error("container cannot mount volume \"{volume}\": missing value for \"{variable}\"")]
     NoVariable {
@@ -135,6 +145,7 @@ pub fn references(pod: &Pod) -> References {
         for source in volume.projected.iter().flat_map(|p| p.sources.iter().flatten()) {
             refs.config_maps.extend(source.config_map.as_ref().map(|s| s.name.clone()));
             refs.secrets.extend(source.secret.as_ref().map(|s| s.name.clone()));
+            refs.tokens.extend(source.service_account_token.as_ref().map(|s| TokenWish::of(pod, s)));
         }
     }
     refs
@@ -244,6 +255,12 @@ fn projected(
             files.add(&wanted, objects.secrets.get(&s.name).map(|e| &**e))?;
         } else if let Some(s) = &source.downward_api {
             files.downward(pod, place, s.items.as_deref(), mode)?;
+        } else if let Some(s) = &source.service_account_token {
+            let wish = TokenWish::of(pod, s);
+            let Some(token) = objects.tokens.get(&wish) else {
+                return Err(VolumeFault::NoToken { volume: files.volume.to_owned(), account: wish.account });
+            };
+            files.put(&s.path, token.clone().into_bytes(), mode)?;
         } else {
             return Err(VolumeFault::Unsupported { volume: files.volume.to_owned() });
         }

@@ -1,4 +1,4 @@
-//! Keeps the content of running pods' volumes as fresh as its sources: ConfigMaps, Secrets, the pod's own labels.
+//! Keeps the content of running pods' volumes as fresh as its sources: ConfigMaps, Secrets, the pod's own labels, tokens.
 //!
 //! Each ConfigMap and Secret that a volume takes files from is watched once for all pods; one that is immutable is not.
 //! What goes wrong is tried again a while later: what a volume had before stays until then, which is better for a
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dhow_agent::env::References;
-use dhow_agent::volumes;
+use dhow_agent::volumes::{self, TokenWish};
 use dhow_api::Tree;
 use dhow_client::{Client, Event};
 use dhow_tasks::Stop;
@@ -69,6 +69,8 @@ struct Known {
     sources: BTreeSet<Source>,
     /// What its downward volumes may show.
     shown: Shown,
+    /// The tokens that its volumes show.
+    tokens: BTreeSet<TokenWish>,
     /// It could not be refreshed.
     stale: bool,
 }
@@ -124,16 +126,17 @@ impl Refresher {
                 self.refresh(uid).await;
             }
             None => {
-                let sources = sources(&pod);
+                let (sources, tokens) = sources(&pod);
                 for source in &sources {
                     self.watch(source, uid);
                 }
-                self.pods.insert(uid.clone(), Known { sources, shown, stale: false });
+                self.pods.insert(uid.clone(), Known { sources, shown, tokens, stale: false });
             }
         }
     }
 
     fn forget(&mut self, uid: &Uid) {
+        self.shared.tokens.forget(uid);
         let Some(known) = self.pods.remove(uid) else { return };
         for source in known.sources {
             let Some(watched) = self.sources.get_mut(&source) else { continue };
@@ -174,23 +177,24 @@ impl Refresher {
         for uid in gone {
             self.forget(&uid);
         }
+        self.shared.tokens.keep(&there);
         for uid in there {
             let changeable = self.shared.sandboxes.with(&uid, |sandbox| volumes::changeable(&sandbox.pod));
             if changeable != Some(true) {
                 continue;
             }
             self.pod(&uid).await;
-            if self.pods.get(&uid).is_some_and(|known| self.needs_a_look(known)) {
+            if self.pods.get(&uid).is_some_and(|known| self.needs_a_look(&uid, known)) {
                 self.refresh(&uid).await;
             }
         }
     }
 
-    fn needs_a_look(&self, known: &Known) -> bool {
+    fn needs_a_look(&self, uid: &Uid, known: &Known) -> bool {
         let unwatched = |source: &Source| {
             self.sources.get(source).is_none_or(|watched| watched.task.is_none() && !watched.immutable)
         };
-        known.stale || known.sources.iter().any(unwatched)
+        known.stale || known.sources.iter().any(unwatched) || self.shared.tokens.is_due(uid, &known.tokens)
     }
 
     async fn refresh(&mut self, uid: &Uid) {
@@ -206,13 +210,13 @@ impl Refresher {
     }
 }
 
-/// The ConfigMaps and Secrets that a pod's volumes take files from.
-fn sources(pod: &Pod) -> BTreeSet<Source> {
-    let References { config_maps, secrets, .. } = volumes::references(pod);
+/// The ConfigMaps and Secrets that a pod's volumes take files from, and the tokens.
+fn sources(pod: &Pod) -> (BTreeSet<Source>, BTreeSet<TokenWish>) {
+    let References { config_maps, secrets, tokens, .. } = volumes::references(pod);
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
     let maps = config_maps.into_iter().map(|name| ("configmaps", name));
     let all = maps.chain(secrets.into_iter().map(|name| ("secrets", name)));
-    all.map(|(resource, name)| (resource, namespace.clone(), name)).collect()
+    (all.map(|(resource, name)| (resource, namespace.clone(), name)).collect(), tokens)
 }
 
 /// Tells of each change of a source, until nobody listens.

@@ -24,7 +24,9 @@ pub(crate) async fn set_up(
         return Ok(BTreeMap::new());
     }
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-    let objects = shared.objects.fetch(namespace, &volumes::references(pod)).await?;
+    let references = volumes::references(pod);
+    let mut objects = shared.objects.fetch(namespace, &references).await?;
+    objects.tokens = shared.tokens.of(uid, pod, references.tokens).await?;
     let plans = volumes::plan(pod, &shared.place(ip), &objects).map_err(|err| err.to_string())?;
     let node = Disk { layout: shared.layout.clone(), host_paths: shared.host_paths.clone() };
     let uid = uid.clone();

@@ -31,7 +31,7 @@ pub fn create(ctx: &Context<'_>, kind: &Kind, namespace: &str, mut tree: Tree) -
     storage::default_class(ctx, kind, &mut tree);
     (kind.prepare_create)(&mut tree);
     kind.check_create(&tree)?;
-    pod::settle_account(ctx, kind, &mut tree)?;
+    pod::settle_account(ctx, kind, &mut tree, &mut rng)?;
     let key = key_of(kind, Name { namespace: meta::namespace(&tree), name: meta::name(&tree) });
     let exists = ctx.view.get(&key).is_some();
     if exists && meta::generate_name(&tree).is_empty() {

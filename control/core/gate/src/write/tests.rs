@@ -11,6 +11,8 @@ use dhow_api::kinds;
 use dhow_state::HistoryMax;
 use serde_json::json;
 
+mod accounts;
+
 struct Cluster {
     state: State,
     index: u64,
@@ -532,48 +534,6 @@ fn a_claim_of_no_class_gets_the_youngest_default_one() {
     assert_eq!(create("after", None).as_deref(), Some("a"), "of two of one age the first by name");
     assert_eq!(create("none", Some("")).as_deref(), Some(""));
     assert_eq!(create("other", Some("x")).as_deref(), Some("x"));
-}
-
-#[test]
-fn a_pod_speaks_for_an_account_that_exists() {
-    let mut cluster = Cluster::new();
-    let with_account = |name: &str, account: &str| {
-        let mut pod = pod(name);
-        pod["spec"]["serviceAccountName"] = account.into();
-        pod
-    };
-    assert_eq!(
-        refusal(cluster.create("pods", with_account("x", "y"))),
-        "403 Forbidden pods \"x\" is forbidden: error looking up service account default/y: serviceaccount \"y\" not found"
-    );
-    cluster.create("serviceaccounts", json!({"metadata": {"name": "y"}})).unwrap();
-    cluster.create("pods", with_account("x", "y")).unwrap();
-    cluster.create("pods", with_account("z", "default")).unwrap();
-    cluster.create("pods", pod("w")).unwrap();
-}
-
-#[test]
-fn a_pod_pulls_with_its_accounts_secrets_unless_it_names_its_own() {
-    let mut cluster = Cluster::new();
-    let account = json!({"metadata": {"name": "y"}, "imagePullSecrets": [{"name": "of-account"}]});
-    cluster.create("serviceaccounts", account).unwrap();
-    for (account, own, expected) in [
-        ("y", json!(null), "of-account"),
-        ("y", json!([]), "of-account"),
-        ("y", json!([{"name": "own"}]), "own"),
-        ("default", json!(null), ""),
-    ] {
-        let mut pod = pod("");
-        pod["metadata"] = json!({"generateName": "p-"});
-        pod["spec"]["serviceAccountName"] = account.into();
-        if !own.is_null() {
-            pod["spec"]["imagePullSecrets"] = own;
-        }
-        let made = cluster.create("pods", pod).unwrap();
-        let names: Vec<_> =
-            meta::list(&made, "spec.imagePullSecrets").iter().map(|one| meta::text(one, "name").to_owned()).collect();
-        assert_eq!(names.concat(), expected);
-    }
 }
 
 #[test]

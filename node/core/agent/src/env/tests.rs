@@ -19,7 +19,7 @@ fn objects() -> Objects {
     Objects {
         config_maps: BTreeMap::from([("conf".to_owned(), text(&[("COLOR", "red"), ("SIZE", "2")]))]),
         secrets: BTreeMap::from([("pass".to_owned(), text(&[("word", "x")]))]),
-        claims: BTreeMap::new(),
+        ..Objects::default()
     }
 }
 

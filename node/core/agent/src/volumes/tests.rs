@@ -33,8 +33,16 @@ fn objects() -> Objects {
     Objects {
         config_maps: BTreeMap::from([("conf".to_owned(), text(&[("a", "1"), ("b", "2")]))]),
         secrets: BTreeMap::from([("pass".to_owned(), text(&[("word", "x")]))]),
-        claims: BTreeMap::new(),
+        tokens: BTreeMap::from([
+            (wish("", 3600), "for-the-api".to_owned()),
+            (wish("vault", 600), "for-the-vault".to_owned()),
+        ]),
+        ..Objects::default()
     }
+}
+
+fn wish(audience: &str, seconds: i64) -> TokenWish {
+    TokenWish { account: "default".to_owned(), audience: audience.to_owned(), seconds }
 }
 
 /// Each file as `path=content:mode`.
@@ -55,6 +63,17 @@ fn volumes_hold_what_their_sources_say() {
             Ok("x/y=2:400"),
         ),
         (json!([{"name": "v", "configMap": {"name": "none", "optional": true}}]), Ok("")),
+        (
+            json!([{"name": "v", "projected": {"defaultMode": 256, "sources": [
+                {"serviceAccountToken": {"path": "token", "expirationSeconds": 3600}},
+                {"serviceAccountToken": {"path": "to/vault", "audience": "vault", "expirationSeconds": 600}},
+                {"configMap": {"name": "conf", "items": [{"key": "a", "path": "ca.crt"}]}}]}}]),
+            Ok("ca.crt=1:400 to/vault=for-the-vault:400 token=for-the-api:400"),
+        ),
+        (
+            json!([{"name": "v", "projected": {"sources": [{"serviceAccountToken": {"path": "t", "audience": "x"}}]}}]),
+            Err("MountVolume.SetUp failed for volume \"v\" : no token of the service account \"default\""),
+        ),
         (
             json!([{"name": "v", "configMap": {"name": "none"}}]),
             Err("MountVolume.SetUp failed for volume \"v\" : configmap \"none\" not found"),
