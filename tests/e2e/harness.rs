@@ -190,6 +190,7 @@ pub fn exchange(port: u16, bytes: &[u8]) -> Result<String, String> {
 }
 
 /// Sends bytes to a loopback port and reads until the end, as a client of HTTP does.
+#[allow(dead_code, reason = "some of the tests use it")]
 pub fn listen_after(port: u16, bytes: &[u8]) -> Result<String, String> {
     converse(port, bytes, AfterSending::Listen)
 }
