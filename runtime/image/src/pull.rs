@@ -55,9 +55,15 @@ pub enum PullError {
         /// The image.
         name: String,
     },
-    /// There is no such image or file.
-    #[error("image `{name}` was not found; push it with `dhow push FILE.wasm NAME:TAG`, or check the file's path")]
+    /// The cluster's registry has no such image.
+    #[error("image `{name}` was not found; push it with `dhow push FILE.wasm NAME:TAG`")]
     NotFound {
+        /// The image.
+        name: String,
+    },
+    /// There is no such file on the node.
+    #[error("image `{name}` was not found: the node has no such file; check its path")]
+    NoSuchFile {
         /// The image.
         name: String,
     },

@@ -386,9 +386,9 @@ impl Store {
         }
         let meta = match fs::metadata(&path) {
             Ok(meta) if meta.is_file() => meta,
-            Ok(_) => return Err(PullError::NotFound { name: name.to_owned() }),
+            Ok(_) => return Err(PullError::NoSuchFile { name: name.to_owned() }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(PullError::NotFound { name: name.to_owned() });
+                return Err(PullError::NoSuchFile { name: name.to_owned() });
             }
             Err(error) => return Err(io_at(&path)(error)),
         };

@@ -142,7 +142,8 @@ async fn a_file_on_the_node_is_copied_and_read_again_when_it_changes() {
     let file = dir.path().join("x.wasm");
     let name = format!("file://{}", file.display());
     let pull = || get(&store, &name, PullPolicy::Always, &client, true);
-    assert!(matches!(pull().await, Err(PullError::NotFound { .. })));
+    let missing = pull().await.unwrap_err();
+    assert!(matches!(missing, PullError::NoSuchFile { .. }) && missing.reason() == "ErrImagePull", "{missing}");
     std::fs::write(&file, WASM).unwrap();
     let first = pull().await.unwrap();
     assert_eq!((first.already_present, pull().await.unwrap().already_present), (false, true));
