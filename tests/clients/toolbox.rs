@@ -85,6 +85,8 @@ fn runs_commands(client: &Kubectl<'_>, sockets: bool) {
         (&["sh", "-c", "echo shared >/data/x"], "", 0, ""),
         (&["test", "-d", "/nowhere"], "", 1, ""),
         (&["wc", "-c"], "12345", 0, "5\n"),
+        (&["sed", "s/a/b/"], "a\n", 0, "b\n"),
+        (&["sh", "-c", "tail -n 1 -f /etc/hostname | head -n 1 | base64"], "", 0, "dG9vbAo=\n"),
         // The other container of the pod, by localhost.
         (&["nc", "-w", "5", "localhost", "7000"], "over there", 0, "over there"),
         // The container's own program gets what is nobody else's.

@@ -9,4 +9,5 @@ mod rig;
 mod serving;
 mod sockets;
 mod stores;
+mod toolbox;
 mod toolchains;

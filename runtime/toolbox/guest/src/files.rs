@@ -9,6 +9,9 @@ use std::time::SystemTime;
 
 use crate::platform;
 
+/// What these programs have of Linux's devices; other programs of the pod do not see them.
+const DEVICES: [&str; 4] = ["/dev/null", "/dev/random", "/dev/urandom", "/dev/zero"];
+
 /// What a path names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -70,16 +73,19 @@ pub fn is_mounted(path: &str) -> bool {
 
 /// What a path names, the link itself if it is one.
 pub fn stat_link(path: &str) -> io::Result<Stat> {
+    crate::io::settle()?;
     stat_of(path, fs::symlink_metadata(path))
 }
 
 /// What a path names, after all links.
 pub fn stat(path: &str) -> io::Result<Stat> {
+    crate::io::settle()?;
     stat_of(path, fs::metadata(path))
 }
 
 fn stat_of(path: &str, found: io::Result<fs::Metadata>) -> io::Result<Stat> {
     match found {
+        Err(_) if DEVICES.contains(&path) => Ok(Stat { kind: Kind::File, size: 0, modified: SystemTime::UNIX_EPOCH }),
         Ok(meta) => {
             let ty = meta.file_type();
             let kind = match (ty.is_dir(), ty.is_symlink()) {

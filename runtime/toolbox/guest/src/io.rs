@@ -1,18 +1,20 @@
 //! Where a command reads from and writes to: the program's own streams, files, and what is kept between the commands of
 //! a pipeline.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::rc::Rc;
 
 use crate::platform;
 
-/// What one command of a pipeline may leave for the next. They run one after the other, so that all of it is kept; a
-/// command that writes more is broken off.
+/// What a command of a pipeline that runs to its end may leave for the next: all of it is kept. A pipeline with a command
+/// that writes more is broken off. Those that are pulled ([`crate::applets::stream`]) have no limit.
 pub const PIPE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// How much is read of a file at a time.
 const READ_BYTES: usize = 16 * 1024;
+/// How much is kept back of what is written to a file: a call of the host costs as much as some thousand bytes.
+const WRITE_BYTES: usize = 16 * 1024;
 
 /// Something to read. Clones share their place in it.
 #[derive(Clone)]
@@ -24,9 +26,13 @@ struct Source {
     at: usize,
 }
 
+/// Gives the next piece of something to read; false when nothing follows.
+type Stream = Box<dyn FnMut(&mut Vec<u8>) -> io::Result<bool>>;
+
 enum From {
     Process,
     File(File),
+    Stream(Stream),
     Nothing,
 }
 
@@ -48,6 +54,17 @@ impl Input {
     /// These bytes.
     pub fn bytes(bytes: Vec<u8>) -> Self {
         Self::new(From::Nothing, bytes)
+    }
+
+    /// What is made when it is read.
+    pub fn stream(next: impl FnMut(&mut Vec<u8>) -> io::Result<bool> + 'static) -> Self {
+        Self::new(From::Stream(Box::new(next)), Vec::new())
+    }
+
+    /// Whether more of it has been read already.
+    pub fn is_at_hand(&self) -> bool {
+        let source = self.0.borrow();
+        source.at < source.buffer.len()
     }
 
     /// Whether somebody types it.
@@ -89,8 +106,25 @@ impl Source {
         buffer.resize(READ_BYTES, 0);
         self.at = 0;
         let count = match &mut self.from {
-            From::Process => platform::read(&mut buffer)?,
+            From::Process => {
+                settle()?;
+                platform::read(&mut buffer)?
+            }
             From::File(file) => file.read(&mut buffer)?,
+            From::Stream(next) => {
+                let mut more = true;
+                buffer.clear();
+                while buffer.is_empty() && more {
+                    if platform::step() {
+                        return Err(platform::broken_off());
+                    }
+                    more = next(&mut buffer)?;
+                }
+                if !more {
+                    self.from = From::Nothing;
+                }
+                buffer.len()
+            }
             From::Nothing => 0,
         };
         buffer.truncate(count);
@@ -113,6 +147,45 @@ impl Read for Input {
     }
 }
 
+/// A file that is written, and what is not in it yet.
+pub struct Written {
+    file: File,
+    waiting: Vec<u8>,
+}
+
+impl Written {
+    fn settle(&mut self) -> io::Result<()> {
+        let written = self.file.write_all(&self.waiting);
+        self.waiting.clear();
+        written
+    }
+}
+
+thread_local! {
+    /// The files that something waits for.
+    static UNSETTLED: RefCell<Vec<Rc<RefCell<Written>>>> = const { RefCell::new(Vec::new()) };
+}
+
+fn put(file: &Rc<RefCell<Written>>, bytes: &[u8]) -> io::Result<()> {
+    let mut written = file.borrow_mut();
+    if written.waiting.is_empty() && !bytes.is_empty() {
+        UNSETTLED.with_borrow_mut(|files| files.push(file.clone()));
+    }
+    written.waiting.extend_from_slice(bytes);
+    if written.waiting.len() >= WRITE_BYTES {
+        drop(written);
+        return settle();
+    }
+    Ok(())
+}
+
+/// Lets everything be in its file that was written to one: before somebody looks, and where a failure is to be told.
+pub fn settle() -> io::Result<()> {
+    let files = UNSETTLED.take();
+    let settled: Vec<io::Result<()>> = files.iter().map(|file| file.borrow_mut().settle()).collect();
+    settled.into_iter().collect()
+}
+
 /// Something to write to. Clones write to the same place.
 #[derive(Clone)]
 pub enum Output {
@@ -121,9 +194,9 @@ pub enum Output {
     /// The program's error output.
     Stderr,
     /// A file.
-    File(Rc<RefCell<File>>),
-    /// What the next command of a pipeline reads.
-    Kept(Rc<RefCell<Vec<u8>>>),
+    File(Rc<RefCell<Written>>),
+    /// What the next command of a pipeline reads, and whether there was too much of it.
+    Kept(Rc<RefCell<Vec<u8>>>, Rc<Cell<bool>>),
     /// Nowhere.
     Nowhere,
 }
@@ -131,13 +204,18 @@ pub enum Output {
 impl Output {
     /// A file.
     pub fn file(file: File) -> Self {
-        Self::File(Rc::new(RefCell::new(file)))
+        Self::File(Rc::new(RefCell::new(Written { file, waiting: Vec::new() })))
     }
 
     /// An output that is kept.
     pub fn kept() -> (Self, Rc<RefCell<Vec<u8>>>) {
         let kept = Rc::new(RefCell::new(Vec::new()));
-        (Self::Kept(kept.clone()), kept)
+        (Self::Kept(kept.clone(), Rc::default()), kept)
+    }
+
+    /// Whether more was written than can be kept.
+    pub fn is_overfull(&self) -> bool {
+        matches!(self, Self::Kept(_, overfull) if overfull.get())
     }
 }
 
@@ -149,14 +227,15 @@ impl Write for Output {
         match self {
             Output::Stdout => platform::write(bytes)?,
             Output::Stderr => platform::write_error(bytes)?,
-            Output::File(file) => file.borrow_mut().write_all(bytes)?,
-            Output::Kept(kept) if kept.borrow().len() + bytes.len() > PIPE_BYTES_MAX => {
+            Output::File(file) => put(file, bytes)?,
+            Output::Kept(kept, overfull) if kept.borrow().len() + bytes.len() > PIPE_BYTES_MAX => {
+                overfull.set(true);
                 return Err(io::Error::other(format!(
                     "more than {} MiB for the next command of a pipeline: write it to a file",
                     PIPE_BYTES_MAX >> 20
                 )));
             }
-            Output::Kept(kept) => kept.borrow_mut().extend_from_slice(bytes),
+            Output::Kept(kept, _) => kept.borrow_mut().extend_from_slice(bytes),
             Output::Nowhere => {}
         }
         Ok(bytes.len())

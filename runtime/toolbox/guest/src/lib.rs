@@ -1,8 +1,8 @@
 //! The toolbox: a small shell and the small programs that people expect beside it, as one WebAssembly command.
 //!
 //! The program is told by its first argument: `sh`, `/bin/ls`, or `toolbox ls`. Everything runs in one instance, on one
-//! thread: a pipeline runs its commands one after the other with their output kept between ([`io::PIPE_BYTES_MAX`]),
-//! there are no background jobs, and no other program can be started. The instance lives in its pod's sandbox, so that
+//! thread: the commands of a pipeline that can be are pulled by the next one ([`applets::stream`]), the others run one after
+//! the other with their output kept between ([`io::PIPE_BYTES_MAX`]); there are no background jobs, and no other program can be started. The instance lives in its pod's sandbox, so that
 //! what it shows of files, names, and connections is what the pod's own containers see.
 //!
 //! Everything but [`platform`] also runs natively, which is how the tests run it.

@@ -6,7 +6,10 @@ use toolbox::platform;
 fn main() {
     let args: Vec<String> = std::env::args().collect();
     let mut cx = Cx::of_process();
-    let code = toolbox::main(&args, &mut cx);
+    let mut code = toolbox::main(&args, &mut cx);
+    if let Err(error) = toolbox::io::settle() {
+        code = toolbox::applets::report(&mut cx, "toolbox", error.into());
+    }
     platform::flush();
     platform::exit(code)
 }

@@ -64,6 +64,17 @@ fn usage(fail: Fail) -> Fail {
     }
 }
 
+/// One pattern as `sed` has it.
+pub(super) fn regex(pattern: &str, is_extended: bool, any_case: bool) -> Result<Regex, Fail> {
+    build(&if is_extended { pattern.to_owned() } else { extended(pattern) }, any_case)
+}
+
+fn build(whole: &str, any_case: bool) -> Result<Regex, Fail> {
+    let whole = whole.replace(r"\<", r"\b").replace(r"\>", r"\b");
+    let built = RegexBuilder::new(&whole).case_insensitive(any_case).build();
+    built.map_err(|error| Fail::Say(format!("bad pattern: {error}")))
+}
+
 fn compile(patterns: &[String], options: &Options) -> Result<Regex, Fail> {
     let translated = patterns.iter().flat_map(|pattern| pattern.split('\n')).map(|pattern| {
         let pattern = match (options.has('F'), options.has('E')) {
@@ -77,10 +88,7 @@ fn compile(patterns: &[String], options: &Options) -> Result<Regex, Fail> {
             _ => format!("(?:{pattern})"),
         }
     });
-    let whole = translated.collect::<Vec<_>>().join("|");
-    let whole = whole.replace(r"\<", r"\b").replace(r"\>", r"\b");
-    let built = RegexBuilder::new(&whole).case_insensitive(options.has('i')).build();
-    built.map_err(|error| Fail::Say(format!("bad pattern: {error}")))
+    build(&translated.collect::<Vec<_>>().join("|"), options.has('i'))
 }
 
 /// A basic regular expression as an extended one: there `+?(){}|` are plain, and special behind a backslash.

@@ -175,3 +175,61 @@ pub(super) fn readlink(cx: &mut Cx, args: &[String]) -> Outcome {
 pub(super) fn is_newer(stat: &Stat, than: SystemTime) -> bool {
     stat.modified > than
 }
+
+/// A path without links and without `..`.
+pub(super) fn realpath(cx: &mut Cx, args: &[String]) -> Outcome {
+    let mut code = 0;
+    for path in args.iter().filter(|arg| !arg.starts_with('-')) {
+        let mut full = cx.path(path);
+        // As many links as Linux follows.
+        for _ in 0..40 {
+            let Ok(target) = fs::read_link(&full) else { break };
+            full = files::resolve(&files::resolve(&full, ".."), &target.to_string_lossy());
+        }
+        match files::stat(&full) {
+            Ok(_) => cx.line(&full)?,
+            Err(error) => code = report(cx, "realpath", at(path, &full, &error)),
+        }
+    }
+    Ok(code)
+}
+
+pub(super) fn stat(cx: &mut Cx, args: &[String]) -> Outcome {
+    let options = Options::read(args, "Lc:", &[("format", 'c'), ("dereference", 'L')])?;
+    let format = options.value('c').unwrap_or("  File: %n\n  Size: %s\t%F\nModify: %y");
+    let mut code = 0;
+    for path in &options.rest {
+        let full = cx.path(path);
+        let found = if options.has('L') { files::stat(&full) } else { files::stat_link(&full) };
+        let found = match found {
+            Ok(found) => found,
+            Err(error) => {
+                code = report(cx, "stat", at(path, &full, &error));
+                continue;
+            }
+        };
+        let (mut text, mut chars) = (String::new(), format.chars());
+        while let Some(c) = chars.next() {
+            match (c, if c == '%' { chars.next() } else { None }) {
+                ('%', Some('n')) => text.push_str(path),
+                ('%', Some('s')) => text.push_str(&found.size.to_string()),
+                ('%', Some('F')) => text.push_str(match found.kind {
+                    Kind::Dir => "directory",
+                    Kind::Link => "symbolic link",
+                    Kind::File if found.size == 0 => "regular empty file",
+                    Kind::File => "regular file",
+                }),
+                ('%', Some('y')) => text.push_str(&stamp("%F %T.%N +0000", found.modified)),
+                ('%', Some('Y')) => text.push_str(&stamp("%s", found.modified)),
+                ('%', Some('%')) => text.push('%'),
+                ('%', other) => {
+                    let other = other.map(String::from).unwrap_or_default();
+                    return Err(Fail::Say(format!("%{other}: only n, s, F, y and Y are known here")));
+                }
+                (c, _) => text.push(c),
+            }
+        }
+        cx.line(&text)?;
+    }
+    Ok(code)
+}

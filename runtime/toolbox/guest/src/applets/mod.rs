@@ -5,7 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 
 use crate::files;
-use crate::io::{Input, Output};
+use crate::io::{Input, Output, settle};
 use crate::{platform, shell};
 
 mod archive;
@@ -16,9 +16,17 @@ mod list;
 mod net;
 mod pod;
 mod report;
+mod sed;
+pub mod stream;
+mod sums;
 mod test;
 mod text;
 mod tree;
+
+/// How much is read of a device at a time.
+const DEVICE_BYTES: usize = 4096;
+/// Programs that look at no file: what is written to files may wait until one does.
+const APART: [&str; 6] = ["[", "echo", "false", "printf", "test", "true"];
 
 /// What a command sees of the world.
 #[derive(Clone)]
@@ -56,9 +64,17 @@ impl Cx {
         match path {
             "-" | "/dev/stdin" => return Ok(self.stdin.clone()),
             "/dev/null" => return Ok(Input::bytes(Vec::new())),
+            "/dev/zero" | "/dev/random" | "/dev/urandom" => {
+                let random = path != "/dev/zero";
+                return Ok(Input::stream(move |out| {
+                    out.resize(DEVICE_BYTES, 0);
+                    if random { platform::random(out) } else { Ok(()) }.map(|()| true)
+                }));
+            }
             _ => {}
         }
         let full = self.path(path);
+        settle()?;
         if files::is_dir(&full) {
             return Err(Fail::Say(format!("{path}: Is a directory")));
         }
@@ -75,12 +91,13 @@ impl Cx {
     /// Opens something to write.
     pub fn create(&self, path: &str, append: bool) -> Result<Output, Fail> {
         match path {
-            "/dev/null" => return Ok(Output::Nowhere),
+            "/dev/null" | "/dev/zero" => return Ok(Output::Nowhere),
             "/dev/stdout" => return Ok(self.stdout.clone()),
             "/dev/stderr" => return Ok(self.stderr.clone()),
             _ => {}
         }
         let full = self.path(path);
+        settle()?;
         if !files::is_mounted(&full) {
             return Err(at(path, &full, &io::ErrorKind::ReadOnlyFilesystem.into()));
         }
@@ -135,6 +152,7 @@ type Applet = fn(&mut Cx, &[String]) -> Outcome;
 /// All programs, by name.
 static APPLETS: &[(&str, Applet)] = &[
     ("[", test::bracket),
+    ("base64", sums::base64),
     ("basename", text::basename_of),
     ("cat", text::cat),
     ("cp", tree::cp),
@@ -152,20 +170,30 @@ static APPLETS: &[(&str, Applet)] = &[
     ("id", report::id),
     ("ln", tree::ln),
     ("ls", list::ls),
+    ("md5sum", sums::md5sum),
     ("mkdir", tree::mkdir),
     ("mv", tree::mv),
     ("nc", net::nc),
     ("nslookup", net::nslookup),
+    ("printenv", report::printenv),
     ("printf", text::printf),
     ("ps", pod::ps),
     ("pwd", report::pwd),
     ("readlink", list::readlink),
+    ("realpath", list::realpath),
+    ("rev", text::rev),
     ("rm", tree::rm),
     ("rmdir", tree::rmdir),
+    ("sed", sed::sed),
     ("seq", text::seq),
     ("sh", shell::sh),
+    ("sha1sum", sums::sha1sum),
+    ("sha256sum", sums::sha256sum),
+    ("sha512sum", sums::sha512sum),
     ("sleep", flow::sleep),
     ("sort", text::sort),
+    ("stat", list::stat),
+    ("tac", text::tac),
     ("tail", text::tail),
     ("tar", archive::tar),
     ("tee", flow::tee),
@@ -178,7 +206,10 @@ static APPLETS: &[(&str, Applet)] = &[
     ("uniq", text::uniq),
     ("wc", text::wc),
     ("wget", net::wget),
+    ("which", report::which),
+    ("whoami", report::whoami),
     ("xargs", flow::xargs),
+    ("yes", text::yes),
 ];
 
 /// The names of all programs.
@@ -199,7 +230,14 @@ pub fn basename(path: &str) -> &str {
 /// Runs a program; gives its exit code.
 pub fn run(cx: &mut Cx, name: &str, args: &[String]) -> i32 {
     let Some(applet) = find(name) else { return 127 };
-    match applet(cx, args) {
+    let apart = APART.contains(&name);
+    let before = if apart { Ok(()) } else { settle() };
+    let done = before.map_err(Fail::from).and_then(|()| applet(cx, args));
+    let done = match done {
+        Ok(code) if !apart => settle().map(|()| code).map_err(Fail::from),
+        done => done,
+    };
+    match done {
         Ok(code) => code,
         Err(fail) => report(cx, name, fail),
     }

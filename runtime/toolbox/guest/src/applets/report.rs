@@ -59,6 +59,33 @@ pub(super) fn id(cx: &mut Cx, args: &[String]) -> Outcome {
     Ok(0)
 }
 
+pub(super) fn whoami(cx: &mut Cx, _args: &[String]) -> Outcome {
+    cx.line("root")?;
+    Ok(0)
+}
+
+pub(super) fn printenv(cx: &mut Cx, args: &[String]) -> Outcome {
+    if args.is_empty() {
+        return env(cx, args);
+    }
+    let mut code = 0;
+    for name in args {
+        match cx.env.get(name).cloned() {
+            Some(value) => cx.line(&value)?,
+            None => code = 1,
+        }
+    }
+    Ok(code)
+}
+
+pub(super) fn which(cx: &mut Cx, args: &[String]) -> Outcome {
+    let mut code = 0;
+    for name in args {
+        if applets::find(name).is_some() { cx.line(&format!("/bin/{name}"))? } else { code = 1 }
+    }
+    Ok(code)
+}
+
 pub(super) fn uname(cx: &mut Cx, args: &[String]) -> Outcome {
     let options = Options::read(args, "asnrmo", &[("all", 'a')])?;
     let host = cx.env.get("HOSTNAME").cloned().unwrap_or_else(|| "localhost".to_owned());

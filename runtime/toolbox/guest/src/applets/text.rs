@@ -5,10 +5,11 @@ use std::io::{Read, Write};
 use std::time::Duration;
 
 use super::{Cx, Fail, Options, Outcome, basename, each_input, each_line, number};
+use crate::io::Input;
 use crate::platform;
 
 /// How often a followed file is looked at.
-const FOLLOW_EVERY: Duration = Duration::from_millis(500);
+pub(super) const FOLLOW_EVERY: Duration = Duration::from_millis(500);
 
 pub(super) fn echo(cx: &mut Cx, args: &[String]) -> Outcome {
     let (mut newline, mut escapes, mut at) = (true, false, 0);
@@ -203,7 +204,7 @@ pub(super) fn cat(cx: &mut Cx, args: &[String]) -> Outcome {
 }
 
 /// `-5` as `-n 5`, as it has always been.
-fn with_count(args: &[String]) -> Vec<String> {
+pub(super) fn with_count(args: &[String]) -> Vec<String> {
     let old = |arg: &String| arg.len() > 1 && arg.starts_with('-') && arg[1..].bytes().all(|b| b.is_ascii_digit());
     args.iter()
         .flat_map(|arg| if old(arg) { vec!["-n".to_owned(), arg[1..].to_owned()] } else { vec![arg.clone()] })
@@ -237,6 +238,19 @@ pub(super) fn head(cx: &mut Cx, args: &[String]) -> Outcome {
 }
 
 pub(super) fn tail(cx: &mut Cx, args: &[String]) -> Outcome {
+    let (code, followed) = tail_once(cx, args)?;
+    if let Some(mut input) = followed {
+        loop {
+            if std::io::copy(&mut input, &mut cx.stdout)? == 0 {
+                platform::sleep(FOLLOW_EVERY)?;
+            }
+        }
+    }
+    Ok(code)
+}
+
+/// The ends of the files, and the last one of them if it is to be followed.
+pub(super) fn tail_once(cx: &mut Cx, args: &[String]) -> Result<(i32, Option<Input>), Fail> {
     let options = Options::read(&with_count(args), "n:c:fFq", &[("lines", 'n'), ("bytes", 'c'), ("follow", 'f')])?;
     let (in_bytes, count) = match options.value('c') {
         Some(count) => (true, count),
@@ -289,14 +303,7 @@ pub(super) fn tail(cx: &mut Cx, args: &[String]) -> Outcome {
         last = Some(input);
         Ok(())
     })?;
-    if let (true, Some(mut input)) = (options.has('f') || options.has('F'), last) {
-        loop {
-            if std::io::copy(&mut input, &mut cx.stdout)? == 0 {
-                platform::sleep(FOLLOW_EVERY)?;
-            }
-        }
-    }
-    Ok(code)
+    Ok((code, last.filter(|_| options.has('f') || options.has('F'))))
 }
 
 pub(super) fn wc(cx: &mut Cx, args: &[String]) -> Outcome {
@@ -474,45 +481,51 @@ pub(super) fn tr(cx: &mut Cx, args: &[String]) -> Outcome {
     let set = |at: usize| options.rest.get(at).map(|text| set_of(text)).unwrap_or_default();
     let (from, to) = (set(0), set(1));
     let is_in = |c: char| from.contains(&c) != options.has('c');
-    let mut text = String::new();
-    let mut bytes = Vec::new();
-    cx.stdin.clone().read_to_end(&mut bytes)?;
-    let squeeze = options.has('s');
-    let mut last = None;
-    for c in String::from_utf8_lossy(&bytes).chars() {
-        let found = is_in(c);
-        if found && options.has('d') {
-            continue;
+    let mapped = |c: char| match to.last() {
+        Some(end) if options.has('c') => *end,
+        Some(end) => {
+            let at = from.iter().position(|known| *known == c).unwrap_or(0);
+            to.get(at).copied().unwrap_or(*end)
         }
-        let mapped = match (found, to.last()) {
-            (true, Some(end)) if options.has('c') => *end,
-            (true, Some(end)) => {
-                let at = from.iter().position(|known| *known == c).unwrap_or(0);
-                to.get(at).copied().unwrap_or(*end)
+        None => c,
+    };
+    let (squeeze, mut last) = (options.has('s'), None);
+    each_line(&cx.stdin.clone(), |line| {
+        let mut text = String::new();
+        for c in String::from_utf8_lossy(line).chars() {
+            let found = is_in(c);
+            if found && options.has('d') {
+                continue;
             }
-            _ => c,
-        };
-        if squeeze && found && last == Some(mapped) {
-            continue;
+            let c = if found { mapped(c) } else { c };
+            if squeeze && found && last == Some(c) {
+                continue;
+            }
+            last = found.then_some(c);
+            text.push(c);
         }
-        last = found.then_some(mapped);
-        text.push(mapped);
-    }
-    cx.stdout.write_all(text.as_bytes())?;
+        cx.stdout.write_all(text.as_bytes())?;
+        Ok(true)
+    })?;
     Ok(0)
 }
 
-pub(super) fn seq(cx: &mut Cx, args: &[String]) -> Outcome {
+/// The first number of `seq`, its steps, and the last number.
+pub(super) fn numbers(args: &[String]) -> Result<(i64, i64, i64), Fail> {
     let numbers: Vec<i64> = args.iter().map(|arg| number(arg)).collect::<Result<_, _>>()?;
-    let (mut at, by, to) = match numbers[..] {
-        [to] => (1, 1, to),
-        [from, to] => (from, 1, to),
-        [from, by, to] if by != 0 => (from, by, to),
-        _ => return Err(Fail::Say("usage: seq [FIRST [INCREMENT]] LAST".to_owned())),
-    };
+    match numbers[..] {
+        [to] => Ok((1, 1, to)),
+        [from, to] => Ok((from, 1, to)),
+        [from, by, to] if by != 0 => Ok((from, by, to)),
+        _ => Err(Fail::Say("usage: seq [FIRST [INCREMENT]] LAST".to_owned())),
+    }
+}
+
+pub(super) fn seq(cx: &mut Cx, args: &[String]) -> Outcome {
+    let (mut at, by, to) = numbers(args)?;
     while if by > 0 { at <= to } else { at >= to } {
         cx.line(&at.to_string())?;
-        at += by;
+        at = at.saturating_add(by);
     }
     Ok(0)
 }
@@ -535,4 +548,39 @@ pub(super) fn dirname(cx: &mut Cx, args: &[String]) -> Outcome {
     };
     cx.line(dir)?;
     Ok(0)
+}
+
+/// The line that `yes` repeats.
+pub(super) fn line_of_yes(args: &[String]) -> String {
+    if args.is_empty() { "y\n".to_owned() } else { format!("{}\n", args.join(" ")) }
+}
+
+pub(super) fn yes(cx: &mut Cx, args: &[String]) -> Outcome {
+    let line = line_of_yes(args);
+    loop {
+        cx.stdout.write_all(line.as_bytes())?;
+    }
+}
+
+pub(super) fn tac(cx: &mut Cx, args: &[String]) -> Outcome {
+    let mut lines = Vec::new();
+    let code = each_input(cx, "tac", args, |_, _, input| {
+        each_line(&input, |line| {
+            lines.push(line.to_vec());
+            Ok(true)
+        })
+    })?;
+    lines.iter().rev().try_for_each(|line| cx.stdout.write_all(line))?;
+    Ok(code)
+}
+
+pub(super) fn rev(cx: &mut Cx, args: &[String]) -> Outcome {
+    each_input(cx, "rev", args, |cx, _, input| {
+        each_line(&input, |line| {
+            let text = String::from_utf8_lossy(line);
+            let reversed: String = text.trim_end_matches('\n').chars().rev().collect();
+            cx.line(&reversed)?;
+            Ok(true)
+        })
+    })
 }

@@ -13,7 +13,7 @@ use std::cell::{Cell, RefCell};
 use std::io::{self, Write};
 use std::time::Duration;
 
-pub use host::{exit, initial_dir, is_readable, is_terminal, mounts, read, symlink};
+pub use host::{exit, initial_dir, is_readable, is_terminal, mounts, random, read, symlink};
 
 /// The key that ends what runs in the foreground. The node sends it as a byte of its own, since no signal reaches a
 /// WebAssembly program.

@@ -28,6 +28,11 @@ pub(super) fn sleep(time: Duration) {
     std::thread::sleep(time);
 }
 
+/// Fills a buffer with random bytes.
+pub fn random(buffer: &mut [u8]) -> io::Result<()> {
+    io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, buffer)
+}
+
 /// Where the program was started.
 pub fn initial_dir() -> Option<String> {
     None

@@ -136,6 +136,13 @@ fn timer(time: Duration) -> Pollable {
     monotonic_clock::subscribe_duration(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
 }
 
+/// Fills a buffer with random bytes.
+pub fn random(buffer: &mut [u8]) -> io::Result<()> {
+    let bytes = wasip2::random::random::get_random_bytes(buffer.len() as u64);
+    buffer.copy_from_slice(&bytes);
+    Ok(())
+}
+
 /// Where the program was started.
 pub fn initial_dir() -> Option<String> {
     environment::initial_cwd()

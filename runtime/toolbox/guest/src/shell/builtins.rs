@@ -31,7 +31,6 @@ static BUILTINS: &[(&str, Builtin)] = &[
     ("umask", |shell, _| shell.ends(0)),
     ("unset", unset),
     ("wait", |shell, _| shell.ends(0)),
-    ("which", which),
 ];
 
 pub(super) fn find(name: &str) -> Option<Builtin> {
@@ -324,14 +323,6 @@ fn command(shell: &mut Shell, args: &[String]) -> Done {
         }
         [] => shell.ends(0),
     }
-}
-
-fn which(shell: &mut Shell, args: &[String]) -> Done {
-    let mut code = 0;
-    for name in args {
-        if applets::find(name).is_some() { shell.cx.line(&format!("/bin/{name}"))? } else { code = 1 }
-    }
-    shell.ends(code)
 }
 
 fn help(shell: &mut Shell, _args: &[String]) -> Done {

@@ -2,10 +2,10 @@
 
 use std::rc::Rc;
 
-use super::syntax::{AndOr, Command, Compound, Joint, List, Pipeline, Redirect, Target, Word};
+use super::syntax::{AndOr, Command, Compound, Joint, List, Part, Pipeline, Redirect, Target, Word};
 use super::{CALLS_MAX, CODE_INTERRUPTED, Flow, Shell, builtins, pattern};
 use crate::applets::{self, Cx, Fail};
-use crate::io::{Input, Output};
+use crate::io::{Input, Output, settle};
 use crate::{files, platform};
 
 impl Shell {
@@ -70,20 +70,44 @@ impl Shell {
         for (at, command) in commands.iter().enumerate() {
             let mut inner = self.subshell();
             inner.cx.stdin = input.clone();
-            let kept = (at + 1 < commands.len()).then(|| {
-                let (output, kept) = Output::kept();
-                inner.cx.stdout = output;
-                kept
-            });
+            if at + 1 == commands.len() {
+                inner.command(command, true);
+                self.code = inner.finish(inner.code);
+                return;
+            }
+            if let Some(pulled) = inner.pulled(command) {
+                input = pulled;
+                continue;
+            }
+            let (output, kept) = Output::kept();
+            inner.cx.stdout = output.clone();
             inner.command(command, true);
-            self.code = inner.finish(inner.code);
+            inner.finish(inner.code);
             if platform::interrupted() {
                 return;
             }
-            if let Some(kept) = kept {
-                input = Input::bytes(kept.take());
+            // The others would work on a part and call it the whole.
+            if output.is_overfull() {
+                self.code = 1;
+                return;
             }
+            input = Input::bytes(kept.take());
         }
+    }
+
+    /// What a command writes that the next one of its pipeline can pull.
+    fn pulled(&mut self, command: &Command) -> Option<Input> {
+        let Command::Simple { assigned, words, redirects } = command else { return None };
+        // What is expanded here must not be expanded again, with all that it does, if nothing comes of it.
+        let [Part::Plain(name)] = &words.first()?[..] else { return None };
+        let plain = |part: &Part| !matches!(part, Part::Output { .. } | Part::Number { .. });
+        let known = self.functions.contains_key(name) || builtins::find(name).is_some() || self.options.contains(&'x');
+        if known || !assigned.is_empty() || !redirects.is_empty() || !words.iter().flatten().all(plain) {
+            return None;
+        }
+        let words = self.expand_all(words).ok()?;
+        let (name, args) = words.split_first()?;
+        applets::stream::of(&self.context(), name, args)
     }
 
     /// A copy of this shell, in which nothing that happens matters here.
@@ -95,13 +119,16 @@ impl Shell {
     pub(super) fn output_of(&mut self, list: &List) -> String {
         let mut inner = self.subshell();
         let (output, kept) = Output::kept();
-        inner.cx.stdout = output;
+        inner.cx.stdout = output.clone();
         if inner.too_deep() {
             self.code = 1;
             return String::new();
         }
         inner.list(list, true);
         self.code = inner.finish(inner.code);
+        if output.is_overfull() {
+            self.code = 1;
+        }
         let text = String::from_utf8_lossy(&kept.borrow()).into_owned();
         text.trim_end_matches('\n').to_owned()
     }
@@ -134,6 +161,7 @@ impl Shell {
                     return Flow::Next;
                 }
                 let flow = self.compound(body, checked);
+                self.settle(redirects);
                 let Cx { stdin, stdout, stderr, .. } = before;
                 (self.cx.stdin, self.cx.stdout, self.cx.stderr) = (stdin, stdout, stderr);
                 flow
@@ -284,7 +312,11 @@ impl Shell {
                 self.code = 0;
                 return Flow::Next;
             }
-            (Ok(()), Some((name, args))) => self.invoke(name, args, values),
+            (Ok(()), Some((name, args))) => {
+                let flow = self.invoke(name, args, values);
+                self.settle(redirects);
+                flow
+            }
         };
         (self.cx.stdin, self.cx.stdout, self.cx.stderr) = io;
         flow
@@ -412,6 +444,16 @@ impl Shell {
             }
         }
         Ok(())
+    }
+
+    /// A command with redirections has ended: what it wrote is in its files now, or it has failed.
+    fn settle(&mut self, redirects: &[Redirect]) {
+        if redirects.iter().any(|redirect| !matches!(redirect.to, Target::Read(_) | Target::Here(_) | Target::Same(_)))
+            && let Err(error) = settle()
+        {
+            self.complain(&format!("writing failed: {error}"));
+            self.code = 1;
+        }
     }
 
     fn set(&mut self, fd: u8, output: Output) -> Result<(), String> {
