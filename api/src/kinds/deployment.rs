@@ -32,6 +32,7 @@ pub static DEPLOYMENT: Kind = Kind {
         }
     },
     validate: validate_spec,
+    warnings: workload::warnings,
     validate_update: workload::selector_is_kept,
     columns: &[
         Column::name(),

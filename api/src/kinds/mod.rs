@@ -37,7 +37,7 @@ pub use namespace::NAMESPACE;
 pub use node::NODE;
 pub use persistentvolume::PERSISTENT_VOLUME;
 pub use persistentvolumeclaim::PERSISTENT_VOLUME_CLAIM;
-pub use pod::{POD, serving as http_serving};
+pub use pod::{POD, annotations as pod_annotations, serving as http_serving};
 pub use replicaset::REPLICA_SET;
 pub use secret::SECRET;
 pub use service::SERVICE;
@@ -106,6 +106,8 @@ pub struct Kind {
     pub validate_create: fn(&Tree, &mut Faults),
     /// Finds all faults below `spec` and its like; metadata is checked by [`Kind::check_create`].
     pub validate: fn(&Tree, &mut Faults),
+    /// What to tell whoever writes the object, though it is taken as it is.
+    pub warnings: fn(&Tree) -> Vec<String>,
     /// Finds the faults that only an update can have (immutable fields).
     pub validate_update: fn(new: &Tree, old: &Tree, &mut Faults),
     /// The columns of `kubectl get`.
@@ -409,6 +411,7 @@ const fn plain() -> Kind {
         validate_ephemeral: |_, _, _| {},
         validate_create: |_, _| {},
         validate: |_, _| {},
+        warnings: |_| Vec::new(),
         validate_update: |_, _, _| {},
         columns: NAME_AND_AGE,
         cells: |tree, now| vec![meta::name(tree).into(), crate::table::age(tree, now)],

@@ -6,6 +6,7 @@ use super::{ALL_VERBS, Column, Kind, Subresource, plain};
 use crate::field::Path;
 use crate::{Tree, meta};
 
+pub mod annotations;
 mod container;
 pub(super) mod defaults;
 mod ephemeral;
@@ -50,6 +51,7 @@ pub static POD: Kind = Kind {
         validate::spec(&Path::root("spec"), tree.get("spec").unwrap_or(&Tree::Null), faults);
         serving::validate(&Path::root("metadata.annotations"), tree, faults);
     },
+    warnings: |tree| annotations::warnings(&Path::root("metadata.annotations"), tree),
     validate_update: update::validate,
     validate_create: ephemeral::validate_create,
     prepare_ephemeral: ephemeral::prepare,

@@ -27,6 +27,7 @@ pub static REPLICA_SET: Kind = Kind {
     },
     prepare_update: super::keep_status,
     validate: validate_spec,
+    warnings: workload::warnings,
     validate_update: workload::selector_is_kept,
     columns: &[
         Column::name(),

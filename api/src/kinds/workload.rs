@@ -42,6 +42,12 @@ pub(super) fn template(path: &Path<'_>, tree: &Tree, faults: &mut Faults) {
     }
 }
 
+/// What to tell whoever writes the template.
+pub(super) fn warnings(tree: &Tree) -> Vec<String> {
+    let template = meta::at(tree, "spec.template").unwrap_or(&Tree::Null);
+    pod::annotations::warnings(&Path::root("spec.template.metadata.annotations"), template)
+}
+
 /// The selector may not change: pods would be lost from sight.
 pub(super) fn selector_is_kept(new: &Tree, old: &Tree, faults: &mut Faults) {
     let at = "spec.selector";

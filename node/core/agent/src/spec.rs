@@ -3,15 +3,13 @@
 use std::collections::BTreeMap;
 
 use dhow_api::kinds::http_serving;
+use dhow_api::kinds::pod_annotations::CORE_DUMP;
 use dhow_api::quantity::Quantity;
 use dhow_runtime_contract::{ContainerSpec, HttpServing, Mount, Scratch};
 use dhow_types::Uid;
 use k8s_openapi::api::core::v1::{Container, Pod};
 
 use crate::env;
-
-/// The annotation by which a pod asks for core dumps.
-const CORE_DUMP: &str = "dhow.dev/core-dump";
 
 /// The container with this name in a pod, init containers first.
 pub fn container<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {

@@ -40,7 +40,9 @@ pub fn create(ctx: &Context<'_>, kind: &Kind, namespace: &str, mut tree: Tree) -
     // Only now, so that a Service that is there already is not told that its own address is taken.
     service::allocate(ctx, kind, &mut tree, None, &mut rng)?;
     let claimed = claims::changes(ctx, kind, None, Some(&tree));
-    let plan = Plan::write(put(ctx, kind, key, &tree, Expect::Absent)?, Reply::Stored, 201).with(claimed);
+    let warnings = (kind.warnings)(&tree);
+    let written = Plan::write(put(ctx, kind, key, &tree, Expect::Absent)?, Reply::Stored, 201);
+    let plan = Plan { warnings, ..written.with(claimed) };
     Ok(if ctx.dry_run { plan.dry(tree) } else { plan })
 }
 

@@ -537,6 +537,25 @@ fn a_claim_of_no_class_gets_the_youngest_default_one() {
 }
 
 #[test]
+fn a_mistyped_annotation_is_taken_and_told_of() {
+    let mut cluster = Cluster::new();
+    let mut tree = pod("p");
+    tree["metadata"]["annotations"] = json!({"dhow.dev/http-resue": "2"});
+    let told =
+        |plan: &Plan| plan.warnings.iter().any(|line| line.contains("[dhow.dev/http-resue]: unknown annotation"));
+    let kind = kinds::by_group_resource("pods").unwrap();
+    let created =
+        cluster.run(|ctx| super::create(ctx, kind, "default", tree.clone()).inspect(|plan| assert!(told(plan))));
+    let mut tree = created.unwrap();
+    let name = Name { namespace: "default", name: "p" };
+    cluster.run(|ctx| update(ctx, kind, name, tree.clone()).inspect(|plan| assert!(told(plan)))).unwrap();
+    let status = cluster.run(|ctx| update_status(ctx, kind, name, tree.clone()).inspect(|plan| assert!(!told(plan))));
+    status.unwrap();
+    tree["metadata"]["annotations"] = json!({"dhow.dev/http-reuse": "2"});
+    cluster.run(|ctx| update(ctx, kind, name, tree.clone()).inspect(|plan| assert!(!told(plan)))).unwrap();
+}
+
+#[test]
 fn a_scale_reads_and_writes_replicas() {
     let mut cluster = Cluster::new();
     let deployment = json!({"metadata": {"name": "d"}, "spec": {

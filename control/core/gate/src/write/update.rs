@@ -92,7 +92,7 @@ pub fn patch(ctx: &Context<'_>, kind: &Kind, name: Name<'_>, patch: Patch<'_>) -
     settle_namespace(&mut new, kind, name.namespace)?;
     check_version(kind, &new, &old)?;
     let mut plan = write(ctx, kind, &old, &old_tree, new, patch.of)?;
-    plan.warnings = warnings;
+    plan.warnings.extend(warnings);
     Ok(plan)
 }
 
@@ -184,7 +184,8 @@ fn write(
             }
         }
     }
-    store(ctx, kind, old, old_tree, new)
+    let warnings = if part == Part::Main { (kind.warnings)(&new) } else { Vec::new() };
+    Ok(Plan { warnings, ..store(ctx, kind, old, old_tree, new)? })
 }
 
 /// Plans to store what has changed.
