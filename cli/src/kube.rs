@@ -1,8 +1,9 @@
 //! What the client verbs share: the connection, kinds of resources as people write them, manifests.
 
-use crate::paths;
+use crate::{output, paths};
 use anyhow::{Context as _, bail};
 use clap::Args;
+use dhow_cli_core::selector;
 use dhow_cli_core::words::Scope;
 pub(crate) use dhow_cli_core::words::{checked_name, targets};
 pub(crate) use dhow_client::escape;
@@ -197,6 +198,29 @@ pub(crate) fn items(list: &Tree) -> &[Tree] {
 /// An object's name.
 pub(crate) fn name_of(tree: &Tree) -> &str {
     tree["metadata"]["name"].as_str().unwrap_or_default()
+}
+
+/// A pod's name as given, or the first pod that an object's selector selects.
+pub(crate) async fn pod_name(session: &Session, word: &str) -> anyhow::Result<String> {
+    let Some((kind, name)) = word.split_once('/') else { return Ok(checked_name("resource", word.to_owned())?) };
+    let name = &checked_name("resource", name.to_owned())?;
+    let discovery = Discovery::fetch(&session.client).await?;
+    let resource = discovery.find(kind)?;
+    if resource.plural == "pods" {
+        return Ok(name.clone());
+    }
+    let owner = session.client.get(&resource.path(Some(&session.namespace), Some(name))).await?;
+    let Some(selector) = selector::of_pods(&owner) else { bail!("{} selects no pods", resource.label(name)) };
+    let selector = escape(&selector.to_string());
+    let pods = resource_path("", "v1", "pods", Some(&session.namespace), None);
+    let path = format!("{pods}?labelSelector={selector}");
+    let pods = session.client.get(&path).await?;
+    let running = items(&pods).iter().find(|pod| pod["status"]["phase"] == "Running");
+    let pod = running.or(items(&pods).first()).with_context(|| format!("{} has no pods", resource.label(name)))?;
+    if items(&pods).len() > 1 {
+        output::note(format!("Found {} pods, using pod/{}", items(&pods).len(), name_of(pod)));
+    }
+    Ok(name_of(pod).to_owned())
 }
 
 /// Reads the manifests of files, directories (their `.yaml`, `.yml` and `.json` files, by name) or `-`.

@@ -7,10 +7,13 @@ mod kube;
 mod output;
 mod paths;
 mod print;
+mod session;
 mod signals;
+mod terminal;
 mod verbs;
 
 use clap::{Parser, Subcommand};
+use session::Terminated;
 use std::process::ExitCode;
 
 /// Objects are made on one thread and freed on another all the time, which the C library's allocator is slow at: it took
@@ -64,6 +67,12 @@ enum Verb {
     Delete(verbs::delete::Args),
     /// Print a container's log
     Logs(verbs::logs::Args),
+    /// Run a command in a container
+    Exec(verbs::exec::Args),
+    /// Copy files into a container or out of it
+    Cp(verbs::cp::Args),
+    /// Show what nodes or pods use
+    Top(verbs::top::Args),
     /// Fetch the core dump of a container that trapped
     Coredump(verbs::coredump::Args),
     /// Set the number of replicas
@@ -95,6 +104,11 @@ fn main() -> ExitCode {
     match runtime.block_on(dispatch(cli)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => {
+            if let Some(Terminated(code)) = err.downcast_ref() {
+                output::note(err.to_string());
+                // What is greater than a byte is not zero, and must not look like it.
+                return ExitCode::from(u8::try_from(*code).unwrap_or(u8::MAX));
+            }
             output::error(&err);
             ExitCode::FAILURE
         }
@@ -121,6 +135,9 @@ async fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Verb::Apply(args) => verbs::apply::run(args, &global).await,
         Verb::Delete(args) => verbs::delete::run(args, &global).await,
         Verb::Logs(args) => verbs::logs::run(args, &global).await,
+        Verb::Exec(args) => verbs::exec::run(args, &global).await,
+        Verb::Cp(args) => verbs::cp::run(args, &global).await,
+        Verb::Top(args) => verbs::top::run(args, &global).await,
         Verb::Coredump(args) => verbs::coredump::run(args, &global).await,
         Verb::Scale(args) => verbs::scale::run(args, &global).await,
         Verb::Rollout(args) => verbs::rollout::run(args, &global).await,

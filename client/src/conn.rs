@@ -23,10 +23,10 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 /// How long dialling may take, name look-up, TCP and TLS together.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The same where there are other servers to go to.
-const CONNECT_TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(3);
+pub(crate) const CONNECT_TIMEOUT_OF_SEVERAL: Duration = Duration::from_secs(3);
 
 /// Ping an idle connection this often, so that a dead peer is noticed under a long watch.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -203,13 +203,18 @@ impl Client {
         self.inner.target.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn choice(&self) -> Choice {
+    pub(crate) fn choice(&self) -> Choice {
         self.inner.target.read().unwrap_or_else(PoisonError::into_inner).choice()
     }
 
     /// The first server's address as given.
     pub fn server(&self) -> &str {
         &self.inner.config.server
+    }
+
+    /// The token that it shows, if it has one.
+    pub(crate) fn token(&self) -> Option<&str> {
+        self.inner.config.token.as_deref()
     }
 
     /// The namespace that is meant when none is named.
@@ -431,7 +436,7 @@ where
     }
 }
 
-fn http_error(server: &Server, source: hyper::Error) -> ClientError {
+pub(crate) fn http_error(server: &Server, source: hyper::Error) -> ClientError {
     ClientError::Http { server: server.url.clone(), source }
 }
 
@@ -513,7 +518,7 @@ pub fn escape(text: &str) -> String {
         .collect()
 }
 
-async fn dial(
+pub(crate) async fn dial(
     host: &str,
     port: u16,
     tls: Arc<ClientConfig>,

@@ -6,6 +6,7 @@
 mod accounts;
 #[path = "../e2e/harness.rs"]
 mod harness;
+mod terminal;
 mod toolbox;
 mod twins;
 
@@ -141,6 +142,13 @@ fn shows_what_is_used(client: &Kubectl<'_>) {
     assert_eq!(cells[..2], ["busy", "c"], "{container}");
     let milli: u64 = cells[2].trim_end_matches('m').parse().unwrap();
     assert!((1..=130).contains(&milli), "{container}");
+    // Our own client shows the same.
+    let nodes = client.cluster.dhow(&["top", "node"]);
+    assert!(nodes.starts_with("NAME") && nodes.contains("CPU(%)") && nodes.contains(&node), "{nodes}");
+    let ours = client.cluster.dhow(&["top", "pod", "busy", "--containers", "--no-headers"]);
+    assert_eq!(words(&ours)[..2], ["busy", "c"], "{ours}");
+    let summed = client.cluster.dhow(&["top", "pod", "-A", "-l", "kind=busy"]);
+    assert!(summed.starts_with("NAMESPACE   NAME") && words(&summed)[4..6] == ["default", "busy"], "{summed}");
     let raw = |path: &str| client.ok(&format!("get --raw /api/v1/nodes/{node}/proxy/{path}"));
     let summary: serde_json::Value = serde_json::from_str(&raw("stats/summary")).unwrap();
     let pods = summary["pods"].as_array().unwrap();

@@ -1,7 +1,7 @@
 //! A shell in every pod: exec, cp, attach and debug with the toolbox that every node has.
 
 use super::harness::eventually;
-use super::{Cluster, Kubectl, find_kubectl};
+use super::{Cluster, Kubectl, find_kubectl, terminal};
 use std::fs;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -65,11 +65,53 @@ fn kubectl_finds_a_shell_in_every_pod() {
     client.ok("wait --for=condition=Ready pod/tool pod/shell --timeout=60s");
     for sockets in [true, false] {
         runs_commands(&client, sockets);
-        copies(&client, sockets, dir.path());
+        copies(&client, sockets, &dir.path().join(format!("{sockets}")));
     }
+    terminal::is_typed_at(&client);
     is_an_image(&client);
     attaches(&client);
     debugs(&client);
+}
+
+/// The same by our own client.
+#[test]
+fn dhow_finds_a_shell_in_every_pod() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(dir.path(), &[]);
+    let client = Kubectl { cluster: &cluster, program: env!("CARGO_BIN_EXE_dhow").to_owned() };
+    cluster.dhow(&["push", "tests/guests/tool.wasm", "tool:1.0"]);
+    client.ok(&format!("apply -f {}", cluster.manifest("toolbox.yaml", POD)));
+    eventually(|| {
+        let pods = client.ok("get pods");
+        let ready = |line: &str, pod: &str, count: &str| line.split_whitespace().take(2).eq([pod, count]);
+        if pods.lines().any(|line| ready(line, "tool", "2/2")) && pods.lines().any(|line| ready(line, "shell", "1/1")) {
+            Ok(())
+        } else {
+            Err(pods)
+        }
+    });
+    runs_commands(&client, true);
+    copies(&client, true, &dir.path().join("files"));
+    terminal::is_typed_at(&client);
+    refuses(&client, dir.path());
+}
+
+fn refuses(client: &Kubectl<'_>, dir: &std::path::Path) {
+    let here = dir.join("refused");
+    fs::write(&here, "x").unwrap();
+    let here = here.to_str().unwrap();
+    for (args, says) in [
+        (&["exec", "tool", "-c", "none", "--", "ls"][..], "container none is not valid for pod tool"),
+        (&["exec", "nobody", "--", "ls"], "pods \"nobody\" not found"),
+        (&["cp", here, "/tmp/x"], "are both local"),
+        (&["cp", "/no/such/file", "tool:/data/x", "-c", "c"], "reading `/no/such/file`"),
+        (&["cp", "tool:/no/such", here, "-c", "c"], "`tar` in the pod ended with exit code 2"),
+        (&["cp", here, "tool:/no/such/x", "-c", "c"], "`tar` in the pod ended with exit code"),
+    ] {
+        let (code, _, err) = run(client, true, args, "");
+        assert!(code == Some(1) && err.contains(says), "{args:?}: {code:?} {err}");
+    }
+    assert_eq!(fs::read_to_string(here).unwrap(), "x", "what cannot be copied leaves what was there");
 }
 
 fn runs_commands(client: &Kubectl<'_>, sockets: bool) {
@@ -107,7 +149,7 @@ fn runs_commands(client: &Kubectl<'_>, sockets: bool) {
 }
 
 fn copies(client: &Kubectl<'_>, sockets: bool, dir: &std::path::Path) {
-    let (from, back) = (dir.join("from"), dir.join(format!("back-{sockets}")));
+    let (from, back) = (dir.join("from"), dir.join("back"));
     fs::create_dir_all(from.join("deep/er")).unwrap();
     fs::write(from.join("one"), "1\n").unwrap();
     fs::write(from.join("deep/er/two"), vec![b'x'; 300_000]).unwrap();

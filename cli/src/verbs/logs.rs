@@ -1,9 +1,8 @@
 //! `dhow logs`: prints what a container wrote.
 
-use crate::kube::{Discovery, Global, Session, checked_name, escape, items, name_of};
+use crate::kube::{Global, escape, pod_name};
 use crate::output;
 use anyhow::{Context as _, bail};
-use dhow_cli_core::selector;
 use dhow_client::resource_path;
 use http::{Method, StatusCode};
 use http_body_util::BodyExt as _;
@@ -64,27 +63,4 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// A pod's name as given, or the first pod that an object's selector selects.
-async fn pod_name(session: &Session, word: &str) -> anyhow::Result<String> {
-    let Some((kind, name)) = word.split_once('/') else { return Ok(checked_name("resource", word.to_owned())?) };
-    let name = &checked_name("resource", name.to_owned())?;
-    let discovery = Discovery::fetch(&session.client).await?;
-    let resource = discovery.find(kind)?;
-    if resource.plural == "pods" {
-        return Ok(name.clone());
-    }
-    let owner = session.client.get(&resource.path(Some(&session.namespace), Some(name))).await?;
-    let Some(selector) = selector::of_pods(&owner) else { bail!("{} selects no pods", resource.label(name)) };
-    let selector = escape(&selector.to_string());
-    let pods = resource_path("", "v1", "pods", Some(&session.namespace), None);
-    let path = format!("{pods}?labelSelector={selector}");
-    let pods = session.client.get(&path).await?;
-    let running = items(&pods).iter().find(|pod| pod["status"]["phase"] == "Running");
-    let pod = running.or(items(&pods).first()).with_context(|| format!("{} has no pods", resource.label(name)))?;
-    if items(&pods).len() > 1 {
-        output::note(format!("Found {} pods, using pod/{}", items(&pods).len(), name_of(pod)));
-    }
-    Ok(name_of(pod).to_owned())
 }
