@@ -70,8 +70,20 @@ fn an_image_is_seen_from_its_push_to_its_trap() {
         assert!(page.starts_with(&first), "{page}");
         assert!(page.contains("Entry point: command") && page.contains("  wasi:cli/environment@0.2."), "{page}");
     }
-    let missing = cluster.refused(env!("CARGO_BIN_EXE_dhow"), &["inspect", "nothing:1.0"]);
-    assert!(missing.contains("was not found"), "{missing}");
+    let toolbox = cluster.dhow(&["inspect", "dhow.dev/toolbox"]);
+    assert!(toolbox.starts_with("Image:       dhow.dev/toolbox:latest\nDigest:      sha256:"), "{toolbox}");
+    let wasm = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/guests/tool.wasm")).unwrap();
+    let cut = cluster.file("cut.wasm", &wasm[..wasm.len() / 2]);
+    for (args, says) in [
+        (&["inspect", "nothing:1.0"][..], "was not found"),
+        (&["inspect", "tests/guests"], "`tests/guests` is a directory: name a Wasm file in it, or an image"),
+        (&["inspect", "nope.wasm"], "reading `nope.wasm`: No such file or directory"),
+        (&["push", &cut, "cut:1.0"], &format!("`{cut}` is not a Wasm program: ")),
+        (&["push", "Cargo.toml", "text:1.0"], "`Cargo.toml` is not a Wasm program: it begins with the bytes"),
+    ] {
+        let refused = cluster.refused(env!("CARGO_BIN_EXE_dhow"), args);
+        assert!(refused.contains(says), "{args:?}: {refused}");
+    }
 }
 
 /// `docker-registry` behind a password.

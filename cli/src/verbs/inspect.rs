@@ -2,7 +2,7 @@
 
 use crate::kube::Global;
 use crate::output;
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use dhow_engine::Description;
 use dhow_image::{Keyring, Registries, Sources, Store};
 use dhow_runtime_contract::{EntryPoint, HTTP_PORT_DEFAULT, PullPolicy};
@@ -34,12 +34,19 @@ struct Found {
 }
 
 pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
-    let path = Path::new(&args.program);
-    let Found { bytes, image } = if path.is_file() {
-        let bytes = std::fs::read(path).with_context(|| format!("reading `{}`", path.display()))?;
-        Found { bytes, image: None }
-    } else {
-        pull(&args, global).await?
+    let Found { bytes, image } = match source(&args.program) {
+        Source::File(path) if path.is_dir() => {
+            bail!("`{}` is a directory: name a Wasm file in it, or an image", path.display());
+        }
+        Source::File(path) => {
+            let bytes = std::fs::read(path).with_context(|| format!("reading `{}`", path.display()))?;
+            Found { bytes, image: None }
+        }
+        Source::Toolbox => {
+            let image = (dhow_toolbox::IMAGE.to_owned(), dhow_toolbox::digest());
+            Found { bytes: dhow_toolbox::WASM.to_vec(), image: Some(image) }
+        }
+        Source::Image => pull(&args, global).await?,
     };
     let description = dhow_engine::describe(&bytes).with_context(|| format!("`{}`", args.program))?;
     if args.json {
@@ -48,6 +55,27 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
         output::write_all(page(&args.program, &description, image.as_ref()).as_bytes());
     }
     Ok(())
+}
+
+/// What a word names.
+enum Source<'a> {
+    File(&'a Path),
+    /// What every node has, and no registry.
+    Toolbox,
+    Image,
+}
+
+/// What is there is meant; what is not there and looks like a file was meant to be one.
+fn source(program: &str) -> Source<'_> {
+    let path = Path::new(program);
+    let is_path = ["/", "./", "../"].iter().any(|start| program.starts_with(start)) || program.ends_with(".wasm");
+    if path.exists() || is_path {
+        Source::File(path)
+    } else if dhow_toolbox::is_image(program) {
+        Source::Toolbox
+    } else {
+        Source::Image
+    }
 }
 
 /// Fetches an image for the time of this call.

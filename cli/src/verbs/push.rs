@@ -4,6 +4,7 @@ use crate::kube::{Global, Session};
 use crate::output;
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
+use dhow_engine::LoadError;
 use dhow_image::Reference;
 use std::path::{Path, PathBuf};
 
@@ -24,8 +25,10 @@ pub(crate) async fn run(args: Args, global: &Global) -> anyhow::Result<()> {
 pub(crate) async fn push(session: &Session, file: &Path, name: &str) -> anyhow::Result<()> {
     let reference: Reference = name.parse().with_context(|| format!("the image name `{name}`"))?;
     let bytes = std::fs::read(file).with_context(|| format!("reading `{}`", file.display()))?;
-    if !bytes.starts_with(b"\0asm") {
-        bail!("`{}` is not a Wasm file: it does not begin with the bytes \\0asm", file.display());
+    // What cannot run is said to whoever built it, not to whoever finds its pods waiting.
+    match dhow_engine::check(&bytes) {
+        Err(LoadError::NotWasm { detail }) => bail!("`{}` is not a Wasm program: {detail}", file.display()),
+        checked => checked.with_context(|| format!("`{}`", file.display()))?,
     }
     let digest = dhow_image::push(&session.client, Bytes::from(bytes), &reference).await?;
     output::line(format!("pushed {name} {digest}"));

@@ -3,7 +3,7 @@
 
 use dhow_runtime_contract::EntryPoint;
 use serde::Serialize;
-use wasmparser::{Encoding, KnownCustom, Parser, Payload};
+use wasmparser::{Encoding, KnownCustom, Parser, Payload, Validator, WasmFeatures};
 
 use crate::program::{self, LoadError, Outside};
 
@@ -62,6 +62,19 @@ pub fn describe(wasm: &[u8]) -> Result<Description, LoadError> {
     description.producers.sort();
     description.producers.dedup();
     Ok(description)
+}
+
+/// Finds out whether a file is a whole and valid program, before it is shipped. Every feature of WebAssembly is taken for
+/// allowed, since other nodes may have another version.
+pub fn check(wasm: &[u8]) -> Result<(), LoadError> {
+    if let Some(detail) = program::foreign(wasm) {
+        return Err(LoadError::NotWasm { detail });
+    }
+    let checked = Validator::new_with_features(WasmFeatures::all()).validate_all(wasm);
+    checked.map(drop).map_err(|error| {
+        let (what, at, len) = (error.message(), error.offset(), wasm.len());
+        LoadError::NotWasm { detail: format!("{what} at byte {at} of {len}") }
+    })
 }
 
 impl Description {
@@ -124,5 +137,24 @@ mod tests {
 
         assert_eq!(describe(&wat::parse_str("(component)").unwrap()).unwrap().entry, None);
         assert!(matches!(describe(b"text"), Err(LoadError::NotWasm { .. })));
+    }
+
+    #[test]
+    fn a_file_that_is_cut_off_or_wrong_further_in_is_told_from_a_program() {
+        let whole = wat::parse_str("(component (core module (func (result i32) i32.const 1)))").unwrap();
+        check(&whole).unwrap();
+        let detail = |wasm: &[u8]| match check(wasm) {
+            Err(LoadError::NotWasm { detail }) => detail,
+            other => panic!("{other:?}"),
+        };
+        let cut = detail(&whole[..whole.len() - 3]);
+        assert!(cut.contains(&format!(" of {}", whole.len() - 3)) && cut.contains("at byte"), "{cut}");
+        let wrong = wat::parse_str("(component (core module (func (result i32) i64.const 1)))").unwrap();
+        assert!(detail(&wrong).starts_with("type mismatch: expected i32, found i64 at byte "));
+        assert!(!detail(b"text").is_empty());
+        for cut in 0..whole.len() {
+            // Where a section ends, the file is a smaller program; nowhere does it panic.
+            let _checked = check(&whole[..cut]);
+        }
     }
 }

@@ -42,7 +42,7 @@ mod trap;
 pub use compile::{CompileLimits, Compiler, Worker, compile_worker};
 pub use container::{Container, Io};
 pub use engine::{Config, Engine, EngineError, instances_max};
-pub use inspect::{Description, describe};
+pub use inspect::{Description, check, describe};
 pub use program::{LoadError, Program};
 
 /// The version of Wasmtime that runs the guests, as `Cargo.lock` has it.

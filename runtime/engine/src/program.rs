@@ -186,7 +186,7 @@ pub(crate) fn entry_of(outside: &Outside) -> Option<EntryPoint> {
 }
 
 /// What the file is instead of WebAssembly, if it is something else.
-fn foreign(wasm: &[u8]) -> Option<String> {
+pub(crate) fn foreign(wasm: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(&wasm[..wasm.len().min(64)]);
     let text = text.trim_start();
     Some(match wasm {
