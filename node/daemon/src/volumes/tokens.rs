@@ -121,3 +121,57 @@ impl Tokens {
         self.lock().remove(uid);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dhow_client::Config;
+
+    /// The tokens of a node that nobody answers.
+    fn unreachable() -> Tokens {
+        let ca = dhow_pki::Ca::create("dhow", now()).unwrap();
+        let config = Config {
+            // Nobody listens there: it is asked for no port.
+            server: "https://127.0.0.1:0".to_owned(),
+            others: Vec::new(),
+            ca_pem: Some(ca.cert_pem().to_owned()),
+            identity: None,
+            token: None,
+            namespace: "default".to_owned(),
+        };
+        Tokens::new(Client::new(config).unwrap())
+    }
+
+    fn wish(audience: &str) -> TokenWish {
+        TokenWish { account: "web".to_owned(), audience: audience.to_owned(), seconds: 3600 }
+    }
+
+    #[tokio::test]
+    async fn a_token_is_shown_until_it_is_over_and_asked_for_anew_before() {
+        const HOUR_MS: u64 = 3600 * 1000;
+        let tokens = unreachable();
+        let (now, pod) = (now(), Pod::default());
+        for (name, refresh_at, ends, is_due, shown) in [
+            ("fresh", now + HOUR_MS, now + 2 * HOUR_MS, false, Some("fresh")),
+            ("old", now - HOUR_MS, now + HOUR_MS, true, Some("old")),
+            ("over", now - 2 * HOUR_MS, now - HOUR_MS, true, None),
+        ] {
+            let (uid, wishes) = (Uid::new(name), BTreeSet::from([wish("a")]));
+            assert!(tokens.is_due(&uid, &wishes), "one that is not there");
+            let kept = Kept { token: name.to_owned(), refresh_at, ends };
+            tokens.lock().entry(uid.clone()).or_default().insert(wish("a"), kept);
+            assert_eq!(tokens.is_due(&uid, &wishes), is_due, "{name}");
+            assert!(tokens.is_due(&uid, &BTreeSet::from([wish("a"), wish("b")])), "{name}: the other one");
+            let found = tokens.of(&uid, &pod, wishes).await;
+            assert_eq!(
+                found.as_ref().ok().and_then(|found| found.get(&wish("a")).cloned()).as_deref(),
+                shown,
+                "{found:?}"
+            );
+            assert!(found.is_ok() || found.unwrap_err().starts_with("failed to fetch token: "));
+        }
+        tokens.forget(&Uid::new("old"));
+        tokens.keep(&BTreeSet::from([Uid::new("fresh"), Uid::new("new")]));
+        assert_eq!(tokens.lock().keys().collect::<Vec<_>>(), [&Uid::new("fresh")]);
+    }
+}
