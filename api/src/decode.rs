@@ -111,8 +111,10 @@ pub fn check_patched(
     let Some(expected) = table().get(type_name) else { return Ok(Vec::new()) };
     let unfit = |why: String| ApiError::invalid("", "", &[Fault::invalid("patch", patch.to_string(), why)]);
     let mut strict = check::check(new, expected).map_err(unfit)?;
-    let before = check::check(old, expected).unwrap_or_default();
-    strict.retain(|fault| !before.contains(fault));
+    if !strict.is_empty() {
+        let before = check::check(old, expected).unwrap_or_default();
+        strict.retain(|fault| !before.contains(fault));
+    }
     judge(strict, validation).map_err(unfit)
 }
 

@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 /// in a good run.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// No Pod has to leave because somebody else has filled the disk of the machine that runs the tests.
+pub const ON_FULL_DISKS: [&str; 2] = ["--eviction-hard", "memory.available<1Mi"];
+
 /// A running `dhow up`.
 pub struct Cluster {
     process: Child,
@@ -22,6 +25,7 @@ impl Cluster {
         let mut process = Command::new(env!("CARGO_BIN_EXE_dhow"))
             .args(["up", "--bind", "127.0.0.1:0", "--data-dir"])
             .arg(data)
+            .args(ON_FULL_DISKS)
             .args(more)
             .stdout(Stdio::piped())
             .spawn()

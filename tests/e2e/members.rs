@@ -1,6 +1,6 @@
 //! Control nodes of three as real processes: killed, stopped, filled up, emptied, restarted and restored, under load.
 
-use crate::harness::{eventually, http_get, text};
+use crate::harness::{ON_FULL_DISKS, eventually, http_get, text};
 use dhow_client::{Client, Config};
 use serde_json::json;
 use std::io::{BufRead as _, BufReader};
@@ -259,6 +259,7 @@ fn three_control_nodes_survive_kills_and_stops_of_their_leader() {
             let token = members[0].dhow(&["token", "create"]);
             let mut command = Command::new(env!("CARGO_BIN_EXE_dhow"));
             command.args(["agent", "--server", &members[0].url, "--token", token.trim(), "--name", name]);
+            command.args(ON_FULL_DISKS);
             Process::start(command.arg("--data-dir").arg(dir.path().join(name))).0
         })
         .collect();
@@ -400,6 +401,7 @@ fn an_agent_outlives_its_certificates() {
     let agent = dir.path().join("n1");
     let mut command = Command::new(env!("CARGO_BIN_EXE_dhow"));
     command.args(["agent", "--server", &server.url, "--token", token.trim(), "--name", "n1", "--allow-file-images"]);
+    command.args(ON_FULL_DISKS);
     let (process, _) = Process::start(command.arg("--data-dir").arg(&agent));
     let shown = || std::fs::read_to_string(agent.join("identity/node.crt")).unwrap();
     let first = shown();

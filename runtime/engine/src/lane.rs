@@ -217,7 +217,8 @@ where
         }
         let back = match ran {
             Ok(Slice { result: Poll::Pending, pause, cut, .. }) => {
-                if pause.is_none() && (cut || !self.signal.leave()) {
+                let pauses = pause.is_some() && !(cut && self.cpu.may_overdraw());
+                if !pauses && (cut || !self.signal.leave()) {
                     return (!self.back.is_closed()).then_some(self as Box<dyn Job>);
                 }
                 self.signal.in_lane.store(false, Ordering::SeqCst);

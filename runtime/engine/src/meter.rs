@@ -19,6 +19,9 @@ use crate::ticker::Ticker;
 const BURST_MS: u64 = 100;
 /// The longest that a container is made to wait before it is looked at again.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// How far a guest that computes in the slow lane may overdraw before it pauses: a turn of two ticks wakes as many threads
+/// as one of one, which costs a third of a millisecond that nobody is charged for.
+const OVERDRAFT_NS: i64 = 5_000_000;
 /// The period that throttling is counted in, as Linux and the metrics of other runtimes have it.
 const PERIOD_NS: u64 = 100_000_000;
 /// A poll that took less does not count as computing at length: a neighbour that waits for it notices nothing.
@@ -107,6 +110,11 @@ impl Cpu {
         let paid_at = pause.map_or(0, |pause| now + pause.as_nanos() as u64);
         limit.paid_at_ns.store(paid_at, Ordering::Relaxed);
         pause
+    }
+
+    /// Whether a guest that was cut may go on although its container has to pause.
+    pub(crate) fn may_overdraw(&self) -> bool {
+        self.limit.as_ref().is_none_or(|limit| limit.bucket().saved_ns > -OVERDRAFT_NS)
     }
 
     /// How long the container must still pause for what it has spent.
