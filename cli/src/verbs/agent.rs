@@ -1,11 +1,12 @@
 //! `dhow agent`: a node that joins a control node.
 
+#[cfg(feature = "compiler")]
 use crate::verbs::compile_worker;
 use crate::{output, paths, signals};
 use anyhow::Context as _;
-use dhow_engine::{Compiler, Worker};
+use dhow_engine::Code;
 use dhow_image::Registries;
-use dhow_node::{Node, Thresholds};
+use dhow_node::{Compile, Node, Thresholds};
 use std::path::PathBuf;
 
 /// Which cluster to join, and as whom.
@@ -38,9 +39,43 @@ pub(crate) struct Args {
     /// Mirrors, authorities, credentials and keys of registries, and when images are removed (YAML)
     #[arg(long, value_name = "FILE")]
     registry_config: Option<PathBuf>,
+    /// Who compiles programs: this machine, or the control node, to spare this one
+    #[cfg(feature = "compiler")]
+    #[arg(long, value_name = "WHERE", default_value = "here")]
+    compile: CompileWhere,
+    /// Run programs under an interpreter instead of as machine code: 4 to 11 times slower, on any processor
+    #[arg(long)]
+    pulley: bool,
+}
+
+/// Who compiles programs.
+#[cfg(feature = "compiler")]
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum CompileWhere {
+    /// This machine
+    Here,
+    /// The control node
+    ControlNode,
+}
+
+impl Args {
+    #[cfg(feature = "compiler")]
+    fn compile(&self) -> Compile {
+        match self.compile {
+            CompileWhere::Here => Compile::Here(compile_worker::compiler()),
+            CompileWhere::ControlNode => Compile::ControlNode,
+        }
+    }
+
+    #[cfg(not(feature = "compiler"))]
+    #[allow(clippy::unused_self, reason = "with a compiler it is asked for")]
+    fn compile(&self) -> Compile {
+        Compile::ControlNode
+    }
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let compile = args.compile();
     let name = args.name.map_or_else(host_name, Ok)?;
     let data_dir = args.data_dir.map_or_else(|| Ok::<_, anyhow::Error>(paths::data_dir()?.join("agent")), Ok)?;
     let joined = dhow_node::join(&args.server, args.token.as_deref(), &name, &data_dir)
@@ -51,7 +86,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     config.allow_file_images = args.allow_file_images;
     config.allow_host_paths = args.allow_host_paths;
     config.eviction = args.eviction_hard.unwrap_or_default();
-    config.compiler = Compiler::Worker(Worker::this_binary(compile_worker::VERB));
+    config.compile = compile;
+    config.code = if args.pulley { Code::Pulley } else { Code::Native };
     if let Some(path) = &args.registry_config {
         config.registries = Registries::load(path)?;
     }

@@ -1,9 +1,12 @@
 //! `dhow server`: a control node.
 
 use crate::kube::Global;
+use crate::verbs::compile_worker;
 use crate::{output, paths, signals};
 use anyhow::Context as _;
-use dhow_server::{BackupConfig, Config, Join, Server, ServerError};
+use dhow_engine::{CodeSettings, LoadError};
+use dhow_server::{BackupConfig, Compile, CompileJob, CompileRefusal, Config, Join, Server, ServerError};
+use dhow_types::Chain;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -113,15 +116,27 @@ pub(crate) fn state_dir(data_dir: &Path) -> PathBuf {
     data_dir.join("server")
 }
 
+/// How a control node compiles for agents that cannot: as an agent does for itself.
+fn compile_for_agents(job: &CompileJob) -> Result<String, CompileRefusal> {
+    let settings: CodeSettings = job.settings.parse().map_err(CompileRefusal::Settings)?;
+    let compiled = compile_worker::compiler().compile_for(&settings, &job.program, &job.code);
+    compiled.map_err(|error| match error {
+        LoadError::OtherSettings { .. } => CompileRefusal::Settings(Chain(&error).to_string()),
+        LoadError::Io { .. } => CompileRefusal::Failed(Chain(&error).to_string()),
+        _ => CompileRefusal::Program(Chain(&error).to_string()),
+    })
+}
+
 /// Starts a control node.
-pub(crate) async fn start(config: Config) -> anyhow::Result<Server> {
+pub(crate) async fn start(mut config: Config) -> anyhow::Result<Server> {
+    config.compile = Some(Compile::new(compile_for_agents));
     let deadline = Instant::now() + PREDECESSOR;
     let mut told = false;
     loop {
         match Server::start(config.clone()).await {
             Err(err) if err.is_in_use() && Instant::now() < deadline => {
                 if !std::mem::replace(&mut told, true) {
-                    tracing::warn!(err = %dhow_types::Chain(&err), "another process is in the way, waiting a moment for it to go");
+                    tracing::warn!(err = %Chain(&err), "another process is in the way, waiting a moment for it to go");
                 }
                 tokio::time::sleep(RETRY).await;
             }

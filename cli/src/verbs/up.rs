@@ -6,9 +6,8 @@ use crate::{output, paths, signals};
 use anyhow::Context as _;
 use clap::builder::RangedU64ValueParser;
 use dhow_client::{Client, Event};
-use dhow_engine::{Compiler, Worker};
 use dhow_image::Registries;
-use dhow_node::{JoinedIdentity, Node, Thresholds};
+use dhow_node::{Compile, JoinedIdentity, Node, Thresholds};
 use dhow_server::Server;
 use serde_json::Value as Tree;
 use std::collections::BTreeSet;
@@ -108,7 +107,7 @@ async fn start_node(
     config.allow_file_images = true;
     config.allow_host_paths.clone_from(&args.allow_host_paths);
     config.eviction = args.eviction_hard.clone().unwrap_or_default();
-    config.compiler = Compiler::Worker(Worker::this_binary(compile_worker::VERB));
+    config.compile = Compile::Here(compile_worker::compiler());
     if let Some(path) = &args.registry_config {
         config.registries = Registries::load(path)?;
     }

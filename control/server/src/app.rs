@@ -5,6 +5,7 @@ use crate::accounts::KnownKey;
 use crate::admit::Settings;
 use crate::backups::Backups;
 use crate::certs::Certs;
+use crate::compiled::Compiled;
 use crate::lead;
 use crate::links::Links;
 use crate::member::{Member, MemberFile};
@@ -58,6 +59,8 @@ pub(crate) struct App {
     /// What this member is to consensus.
     pub(crate) role: watch::Receiver<RoleNow>,
     pub(crate) backups: Backups,
+    /// The code of programs that agents cannot compile.
+    pub(crate) compiled: Compiled,
     /// What the nodes use.
     pub(crate) usage: Summaries,
     /// Where the member's file lies, and what it says.

@@ -38,6 +38,7 @@ mod backups;
 mod body;
 mod bootstrap;
 mod certs;
+mod compiled;
 mod control;
 mod images;
 mod join;
@@ -66,6 +67,7 @@ mod witness;
 mod write;
 
 pub use backups::BackupConfig;
+pub use compiled::{Compile, CompileJob, CompileRefusal};
 pub use join::Join;
 pub use rebuild::Rebuild;
 pub use restore::restore;
@@ -86,7 +88,8 @@ use tokio::sync::watch as latest;
 /// What a control node must be told.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Where everything lasting lives: `member.json`, `pki/`, `store/`, `registry/`, `backups/`.
+    /// Where everything lasting lives: `member.json`, `pki/`, `store/`, `registry/`, `backups/`,
+    /// `compiled/`.
     pub data_dir: PathBuf,
     /// Where the API listens (TCP) and agents and other control nodes dial (UDP).
     pub bind: SocketAddr,
@@ -105,6 +108,8 @@ pub struct Config {
     pub backups: BackupConfig,
     /// How long certificates are valid that this member issues. They are renewed after two thirds of it.
     pub certificate_life: Duration,
+    /// How programs are compiled for agents that cannot; `None` refuses it.
+    pub compile: Option<Compile>,
 }
 
 impl Config {
@@ -120,6 +125,7 @@ impl Config {
             witness: false,
             backups: BackupConfig::default(),
             certificate_life: Duration::from_millis(pki::VALID_MS),
+            compile: None,
         }
     }
 }

@@ -4,7 +4,7 @@ use crate::answer::{self, Answer, Style};
 use crate::app::App;
 use crate::body::RequestBody;
 use crate::route::{header, style};
-use crate::{accounts, backups, certs, images, members, pki, write};
+use crate::{accounts, backups, certs, compiled, images, members, pki, write};
 use bytes::Bytes;
 use dhow_api::status::{ApiError, Details, Reason};
 use dhow_api::{Tree, discovery, meta, openapi};
@@ -70,8 +70,11 @@ pub(crate) async fn handle(
     }
 }
 
-/// What is Dhow's own: joining, certificates, members, backups.
+/// What is Dhow's own: joining, certificates, members, backups, compiled code.
 async fn own(app: &Arc<App>, user: &User, rest: &str, request: Request<RequestBody>) -> Result<Answer, ApiError> {
+    if let Some(digest) = rest.strip_prefix("compiled/") {
+        return compiled::handle(app, user, digest, request).await;
+    }
     let (head, body) = request.into_parts();
     match (&head.method, rest) {
         (&Method::POST, "join") => join(app, body).await,

@@ -3,6 +3,7 @@
 use crate::app::{App, now};
 use crate::backups::Backups;
 use crate::certs::{Certs, Own, quic_tls};
+use crate::compiled::Compiled;
 use crate::join::{Former, Joined};
 use crate::links::Links;
 use crate::member::{self, Cluster, ClusterId, Member, MemberFile};
@@ -82,7 +83,7 @@ async fn serve(
     let (tasks, machines) = (Tasks::new("api"), Tasks::new("controllers"));
     let Opened { replica, links, kept: Kept { ca, given }, file, member, is_founding, set_aside } = opened;
     let settings = join::settings(&config);
-    let Config { data_dir, cluster_cidr, backups, .. } = config;
+    let Config { data_dir, cluster_cidr, backups, compile, .. } = config;
     let own = Own {
         key_pem: pki::server_key(&data_dir)?,
         subject: pki::member_subject(member.id),
@@ -100,6 +101,9 @@ async fn serve(
     links.set_replica(replica.clone());
     let registry_dir = data_dir.join("registry");
     let registry = Registry::open(&registry_dir).map_err(|source| ServerError::Io { path: registry_dir, source })?;
+    let compiled_dir = data_dir.join("compiled");
+    let compiled = Compiled::open(compiled_dir.clone(), compile)
+        .map_err(|source| ServerError::Io { path: compiled_dir, source })?;
     let (certs, shown) = Certs::new(ca, own, identity, endpoint.clone())?;
     let tls = dhow_pki::api_server_config(&shown, certs.ca.cert_pem(), &["h2", "http/1.1"])?;
     let app = Arc::new(App {
@@ -115,6 +119,7 @@ async fn serve(
         members: watch::Sender::new(file.members.clone()),
         member_turn: tokio::sync::Mutex::new(()),
         backups: Backups::new(data_dir.join("backups"), backups),
+        compiled,
         usage: Default::default(),
         file: Mutex::new((data_dir, file)),
         member,

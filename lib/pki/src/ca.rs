@@ -4,7 +4,7 @@ use crate::PkiError;
 use dhow_types::Time;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber, SigningKey,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -155,6 +155,12 @@ impl Ca {
         request.params = params(subject, sans, now, valid_ms)?;
         limit_to(&mut request.params, usage);
         Ok(request.signed_by(&self.issuer()?)?.pem())
+    }
+
+    /// Signs a text that no certificate could be taken for.
+    pub(crate) fn sign(&self, text: &[u8]) -> Result<Vec<u8>, PkiError> {
+        let key_pem = self.key_pem.as_deref().ok_or(PkiError::NoKey)?;
+        Ok(KeyPair::from_pem(key_pem)?.sign(text)?)
     }
 
     fn issuer(&self) -> Result<Issuer<'static, KeyPair>, PkiError> {

@@ -1,5 +1,5 @@
 //! The cluster's keys: its certificate authority, the certificates that it issues, TLS settings made of them, join
-//! tokens, and the key that signs the tokens of service accounts.
+//! tokens, the key that signs the tokens of service accounts, and signatures under compiled code.
 //!
 //! One CA signs control nodes, agents and administrators. Who somebody is stands in the certificate's subject, as in
 //! Kubernetes: the common name is the user, the organizations are the groups.
@@ -8,6 +8,7 @@
 //! randomness comes from the operating system. Nothing here touches a disk or a socket.
 
 mod ca;
+mod code;
 mod jwt;
 mod seal;
 mod tls;
@@ -17,6 +18,7 @@ pub use ca::{
     Ca, Facts, Identity, San, Subject, Usage, certificate_sha256_hex, csr_for, facts_of, facts_of_pem, new_csr,
     new_key, subject_of,
 };
+pub use code::{CodeStatement, verify_code};
 pub use jwt::{PublicKey, TokenKey};
 pub use tls::{ServerCert, api_server_config, client_config, pinned_client_config, server_config};
 
@@ -38,6 +40,9 @@ pub enum PkiError {
     /// A DER certificate could not be read.
     #[error("a certificate is malformed: {0}")]
     Malformed(String),
+    /// A signature is not the cluster's, or is under something else.
+    #[error("the signature is not one of the cluster's CA, or is under something else")]
+    Signature,
     /// TLS settings were refused.
     #[error("making TLS settings")]
     Tls(#[from] rustls::Error),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use dhow_agent::eviction::Thresholds;
-use dhow_engine::Compiler;
+use dhow_engine::{Code, Compiler};
 use dhow_image::Registries;
 use dhow_pki::Identity;
 use dhow_types::NodeName;
@@ -43,7 +43,27 @@ pub struct Config {
     /// What it knows of registries outside of the cluster, and when images are removed.
     pub registries: Registries,
     /// Where programs are compiled.
-    pub compiler: Compiler,
+    pub compile: Compile,
+    /// What they are compiled to.
+    pub code: Code,
+}
+
+/// Who compiles the programs that a node runs.
+#[derive(Clone, Debug)]
+pub enum Compile {
+    /// The node itself.
+    Here(Compiler),
+    /// Its control nodes. Where those make no code for this node's processor, its programs run under Pulley.
+    ControlNode,
+}
+
+impl Default for Compile {
+    fn default() -> Self {
+        match Compiler::default() {
+            Compiler::Nowhere => Self::ControlNode,
+            compiler => Self::Here(compiler),
+        }
+    }
 }
 
 impl Config {
@@ -71,7 +91,8 @@ impl Config {
             node_port_ip: None,
             eviction: Thresholds::default(),
             registries: Registries::default(),
-            compiler: Compiler::InProcess,
+            compile: Compile::default(),
+            code: Code::default(),
         }
     }
 }

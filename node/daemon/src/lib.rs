@@ -6,7 +6,7 @@
 //! link to each control node; `register` keeps the Node object
 //! and its lease; `renew` the node's certificate; `kubelet` answers the control node (`logs`, port-forward, and
 //! `sessions`: exec, attach; `stats`, `metrics`: what all use, read by `usage`); `eviction` ends pods that use too much.
-//! [`join`] gives a new node its identity.
+//! [`join`] gives a new node its identity; `compiled` has a control node compile where the agent cannot.
 //!
 //! Invariants: decides nothing about pods. Every task belongs to a group that [`Node::stop`] ends; every queue is
 //! bounded. Stopping leaves the API's objects as they are. A name from the API never leaves the data directory
@@ -15,6 +15,7 @@
 
 mod api;
 mod clock;
+mod compiled;
 mod config;
 mod control;
 mod disk_use;
@@ -49,7 +50,7 @@ mod usage;
 mod view;
 mod volumes;
 
-pub use config::Config;
+pub use config::{Compile, Config};
 pub use dhow_agent::eviction::Thresholds;
 pub use join::{JoinError, JoinedIdentity, join};
 pub use node::{Node, NodeError};

@@ -10,7 +10,7 @@ use dhow_agent::EventKind;
 use dhow_agent::eviction::Pressure;
 use dhow_agent::ipam::Ipam;
 use dhow_client::{Client, ClientError};
-use dhow_engine::{Engine, EngineError};
+use dhow_engine::{Compiler, Engine, EngineError};
 use dhow_files::{Lock, LockError};
 use dhow_image::{PullError, Store};
 use dhow_pki::Identity;
@@ -20,7 +20,8 @@ use dhow_tasks::{Stop, Tasks};
 use dhow_types::{Chain, NodeName, Uid};
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use crate::config::addresses_of;
+use crate::compiled::by_control_node;
+use crate::config::{Compile, addresses_of};
 use crate::control::{ControlNodes, Joined, Links};
 use crate::events::{Recorder, tell_of_node};
 use crate::images::Images;
@@ -117,7 +118,8 @@ impl Node {
             node_port_ip,
             eviction,
             registries,
-            compiler,
+            compile,
+            code,
         } = config;
         let layout = Layout::new(&data_dir);
         layout.create().map_err(|source| NodeError::DataDir { path: data_dir.clone(), source })?;
@@ -127,7 +129,12 @@ impl Node {
         let client = Client::new(client)?;
         // Before any of them has been reached: the one that the node joined through may be gone.
         client.set_servers(&control.urls())?;
-        let engine = Engine::new(dhow_engine::Config { compiler, ..dhow_engine::Config::new(layout.compiled()) })?;
+        let compiler = match compile {
+            Compile::Here(compiler) => compiler,
+            Compile::ControlNode => Compiler::Elsewhere(by_control_node(client.clone(), ca_pem.clone())),
+        };
+        let engine = dhow_engine::Config { compiler, code, ..dhow_engine::Config::new(layout.compiled()) };
+        let engine = Engine::new(engine)?;
         let store = Store::open(layout.images()).map_err(NodeError::Images)?;
         let tls =
             Tls { ca_pem: ca_pem.clone(), cert_pem: identity.cert_pem.clone(), key_pem: identity.key_pem.clone() };

@@ -6,19 +6,11 @@
 
 use std::borrow::Cow;
 
-use wasi_preview1_component_adapter_provider::{
-    WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER,
-};
 use wasmparser::{Parser, Payload};
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 use wit_parser::Resolve;
 
-use crate::program::LoadError;
-
-/// The module that preview 1 functions are imported from.
-pub(crate) const PREVIEW1: &str = WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME;
-/// The adapter of all of them.
-pub(crate) const ADAPTER: &[u8] = WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER;
+use crate::program::{ADAPTER, LoadError, PREVIEW1};
 
 /// The import that is redirected, and where to. Both names have one length, so that nothing else in the module moves.
 const PROC_EXIT: &[u8] = b"\x16wasi_snapshot_preview1\x09proc_exit";

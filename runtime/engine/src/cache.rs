@@ -1,8 +1,8 @@
 //! Compiled code: made once a digest, kept on disk, mapped into memory.
 //!
-//! A file's name tells everything about it: digest, the engine's settings, and the entry point. It is native code, so it
+//! A file's name tells everything about it: digest, the engine's settings, the entry point, and for whom the code is. It
 //! is only ever written here, in a directory that only the node can write to, and appears under its name when it is
-//! complete: a mapped file must never change.
+//! complete and fits: a mapped file must never change.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,15 +12,14 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use dhow_host::{Guest, Wasi};
+use dhow_host::Guest;
 use wasmtime::component::{Component, Linker};
 
 use crate::compile::Compiler;
 use crate::linkers::{Family, Linkers};
 use crate::program::{Linked, LoadError, Pre};
+use crate::target::Code;
 
-/// Counts changes in what is made of a program before it is compiled: code of another generation is not used.
-const GENERATION: u32 = 1;
 /// What code is called whose engine is not known yet.
 const UNNAMED: &str = "unnamed";
 
@@ -29,13 +28,20 @@ pub(crate) struct Cache {
     dir: PathBuf,
     linkers: Linkers,
     compiler: Compiler,
+    /// What the node runs, the best first.
+    codes: Vec<Code>,
 }
 
 impl Cache {
-    pub(crate) fn open(dir: PathBuf, linkers: Linkers, compiler: Compiler) -> io::Result<Self> {
+    pub(crate) fn open(dir: PathBuf, linkers: Linkers, compiler: Compiler, code: Code) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
         dhow_files::remove_unfinished(&dir)?;
-        let cache = Self { dir, linkers, compiler };
+        let codes = match (&compiler, code) {
+            // Who compiles elsewhere may do so on another processor.
+            (Compiler::Elsewhere(_), Code::Native) => vec![Code::Native, Code::Pulley],
+            _ => vec![code],
+        };
+        let cache = Self { dir, linkers, compiler, codes };
         cache.remove_outdated()?;
         Ok(cache)
     }
@@ -47,7 +53,7 @@ impl Cache {
             let family = Family::ALL.into_iter().find(|family| name.ends_with(&format!(".{}", family.suffix())));
             let outdated = match family {
                 // Engines that come late are not made for this.
-                Some(family) if family.wasi != Wasi::P2 => false,
+                Some(family) if self.linkers.is_late(family) => false,
                 Some(family) => self.linker(family).is_ok_and(|linker| {
                     let digest = name.split('.').next().unwrap_or_default();
                     self.path(digest, family, linker) != self.dir.join(&name)
@@ -92,9 +98,20 @@ impl Cache {
         Ok(())
     }
 
+    /// Who compiles.
+    pub(crate) fn compiler(&self) -> &Compiler {
+        &self.compiler
+    }
+
+    /// What the node runs, the best first.
+    pub(crate) fn codes(&self) -> &[Code] {
+        &self.codes
+    }
+
     /// The program under this digest, if it has been compiled before.
     pub(crate) fn find(&self, digest: &str) -> Option<Linked> {
-        Family::ALL.into_iter().filter(|family| self.may_have(digest, *family)).find_map(|family| {
+        let families = self.codes.iter().flat_map(|code| Family::ALL.into_iter().filter(|family| family.code == *code));
+        families.filter(|family| self.may_have(digest, *family)).find_map(|family| {
             let linker = self.linker(family).ok()?;
             let path = self.path(digest, family, linker);
             if !path.exists() {
@@ -108,23 +125,40 @@ impl Cache {
 
     /// Whether it is worth looking: engines that come late are not made in vain.
     fn may_have(&self, digest: &str, family: Family) -> bool {
-        if family.wasi == Wasi::P2 {
+        if !self.linkers.is_late(family) {
             return true;
         }
-        let begin = format!("{}.", file_name(digest));
+        let (begin, end) = (format!("{}.", file_name(digest)), format!(".{}", family.suffix()));
         let names = fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
-        names.filter_map(|name| name.into_string().ok()).any(|n| n.starts_with(&begin) && n.ends_with(family.suffix()))
+        names.filter_map(|name| name.into_string().ok()).any(|name| name.starts_with(&begin) && name.ends_with(&end))
     }
 
     /// Compiles a program and keeps the code. Takes seconds and hundreds of MiB for a big program: the caller bounds
     /// how many run at once.
     pub(crate) fn compile(&self, wasm: &Path, digest: &str) -> Result<Linked, LoadError> {
-        // What it is to be called is known when it is there: the engine depends on what the program is.
-        let unnamed = self.dir.join(format!("{}.{UNNAMED}", file_name(digest)));
-        let family = self.compiler.compile(wasm, &unnamed)?;
-        let path = self.path(digest, family, self.linker(family)?);
-        fs::rename(&unnamed, &path).map_err(|source| LoadError::Io { path: path.clone(), source })?;
-        self.open_compiled(&path, digest, family)
+        let unnamed = self.unnamed(digest);
+        let family = self.compiler.compile(wasm, &unnamed, self.codes[0])?;
+        self.install(&unnamed, digest, family)
+    }
+
+    /// Where code is put before it has its name: what it is to be called is known when it is there, for the engine
+    /// depends on what the program is.
+    pub(crate) fn unnamed(&self, digest: &str) -> PathBuf {
+        self.dir.join(format!("{}.{UNNAMED}", file_name(digest)))
+    }
+
+    /// Keeps code that lies there, if it fits; else it is removed.
+    pub(crate) fn install(&self, unnamed: &Path, digest: &str, family: Family) -> Result<Linked, LoadError> {
+        let installed = self.open_compiled(unnamed, digest, family).and_then(|linked| {
+            let path = self.path(digest, family, self.linker(family)?);
+            fs::rename(unnamed, &path).map_err(|source| LoadError::Io { path, source })?;
+            Ok(linked)
+        });
+        if installed.is_err() {
+            // What cannot be removed is replaced by the next attempt.
+            let _removed = fs::remove_file(unnamed);
+        }
+        installed
     }
 
     fn linker(&self, family: Family) -> Result<&Linker<Guest>, LoadError> {
@@ -133,17 +167,17 @@ impl Cache {
 
     fn path(&self, digest: &str, family: Family, linker: &Linker<Guest>) -> PathBuf {
         let mut hasher = DefaultHasher::new();
-        GENERATION.hash(&mut hasher);
-        linker.engine().precompile_compatibility_hash().hash(&mut hasher);
+        family.code.settings().to_string().hash(&mut hasher);
+        hash_details(linker.engine(), &mut hasher);
         self.dir.join(format!("{}.{:016x}.{}", file_name(digest), hasher.finish(), family.suffix()))
     }
 
     fn open_compiled(&self, path: &Path, digest: &str, family: Family) -> Result<Linked, LoadError> {
         let linker = self.linker(family)?;
-        // SAFETY: the file was written by this node in its private directory, from the output of this
-        // very compiler; nothing writes to it afterwards.
+        // SAFETY: the file was written by this node in its private directory, from the output of this very compiler or of
+        // one that `Elsewhere::new` vouches for; nothing writes to it afterwards.
         let component = unsafe { Component::deserialize_file(linker.engine(), path) }
-            .map_err(|e| LoadError::Compile { detail: format!("{e:#}") })?;
+            .map_err(|e| LoadError::Unfit { detail: format!("{e:#}") })?;
         let pre = linker
             .instantiate_pre(&component)
             .map_err(|e| LoadError::UnknownImport { names: vec![format!("{e:#}")] })?;
@@ -154,6 +188,16 @@ impl Cache {
         Ok(Linked { digest: digest.to_owned(), pre })
     }
 }
+
+/// What the compiler of an engine takes into account, such as what the processor can do.
+#[cfg(feature = "compiler")]
+fn hash_details(engine: &wasmtime::Engine, hasher: &mut impl Hasher) {
+    engine.precompile_compatibility_hash().hash(hasher);
+}
+
+/// Without a compiler there is nothing to take into account; whether code fits is seen when it is loaded.
+#[cfg(not(feature = "compiler"))]
+fn hash_details(_: &wasmtime::Engine, _: &mut impl Hasher) {}
 
 fn file_name(digest: &str) -> String {
     digest.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect()

@@ -1,6 +1,6 @@
 //! Compiling: in a process of its own, so that a hostile or huge program cannot take the node down.
 //!
-//! The binary executes itself again with a hidden verb ([`compile_worker`]). The child gets the program as its standard
+//! The binary executes itself again with a hidden verb (`translate`). The child gets the program as its standard
 //! input and a file of the cache as its standard output; it needs no other file, no socket and no secret. It bounds its
 //! memory and its time before it reads a byte, is the last that gets a processor, and ends when its parent does. What it
 //! found out is one line of JSON on its standard error. A library that has no such verb compiles in its own process.
@@ -8,44 +8,48 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dhow_files::{Access, NewFile};
 use serde::{Deserialize, Serialize};
 
-use crate::adapt;
-use crate::linkers::{Family, settings};
-use crate::program::{self, LoadError};
+use crate::elsewhere::Elsewhere;
+use crate::linkers::Family;
+use crate::program::LoadError;
+use crate::target::{Code, CodeSettings, Target};
 
 /// The largest program that is read: a guard against filling memory, far above the biggest seen (a JavaScript engine
 /// with its program, 13 MiB).
 const WASM_BYTES_MAX: u64 = 256 << 20;
 /// How long the parent waits beyond the child's own time: then the child hangs, and is killed.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How often the child looks whether its parent is there, and at the clock.
-const WATCH_EVERY: Duration = Duration::from_millis(250);
 /// What a child may say; the rest is thrown away.
 const WORDS_BYTES_MAX: u64 = 256 << 10;
-/// Behind the node and its guests, before what runs only on an idle machine.
-const NICE: i32 = 10;
 /// The line on standard error that is the child's answer begins so.
-const ANSWER: &str = "dhow-compile-worker: ";
+pub(crate) const ANSWER: &str = "dhow-compile-worker: ";
 /// The child's exit code when its time is over.
-const CODE_TIME: i32 = 75;
+pub(crate) const CODE_TIME: i32 = 75;
 
 /// Where programs are compiled.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub enum Compiler {
     /// In this process, without bounds: for tests and for libraries that cannot be executed.
+    #[cfg(feature = "compiler")]
+    #[default]
     InProcess,
     /// In a process of its own.
     Worker(Worker),
+    /// By somebody else.
+    Elsewhere(Elsewhere),
+    /// Nowhere: only what was compiled before can be run.
+    #[cfg_attr(not(feature = "compiler"), default)]
+    Nowhere,
 }
 
 /// The process that compiles.
@@ -53,7 +57,7 @@ pub enum Compiler {
 pub struct Worker {
     /// What is executed.
     pub program: PathBuf,
-    /// Its arguments, before the limits.
+    /// Its arguments, before the limits and the target.
     pub args: Vec<OsString>,
     /// What it may use.
     pub limits: CompileLimits,
@@ -78,7 +82,7 @@ impl Default for CompileLimits {
 }
 
 impl Worker {
-    /// This very binary, also when its file was replaced meanwhile, with a verb that calls [`compile_worker`].
+    /// This very binary, also when its file was replaced meanwhile, with a verb that calls `compile_worker`.
     pub fn this_binary(verb: &str) -> Self {
         let (program, args) = (PathBuf::from("/proc/self/exe"), vec![verb.into()]);
         Self { program, args, limits: CompileLimits::default() }
@@ -106,7 +110,7 @@ impl std::str::FromStr for CompileLimits {
 
 /// What a child found out.
 #[derive(Debug, Serialize, Deserialize)]
-enum Answer {
+pub(crate) enum Answer {
     /// The code is complete; the suffix of its [`Family`].
     Done(String),
     NotWasm(String),
@@ -116,35 +120,51 @@ enum Answer {
 }
 
 impl Compiler {
-    /// Makes the code of a program and puts it into `target`, whole. Blocks for seconds.
-    pub(crate) fn compile(&self, wasm: &Path, target: &Path) -> Result<Family, LoadError> {
+    /// Makes the code of a program that this node itself is to run, and puts it into `target`, whole. Blocks for seconds.
+    pub(crate) fn compile(&self, wasm: &Path, to: &Path, code: Code) -> Result<Family, LoadError> {
+        self.make(wasm, to, &Target::here(code))
+    }
+
+    /// Makes the code of a program for another node, which has asked for such settings, and puts it into the file `to`,
+    /// whole. Gives its kind. Blocks for seconds.
+    pub fn compile_for(&self, settings: &CodeSettings, wasm: &Path, to: &Path) -> Result<String, LoadError> {
+        let target = settings.target();
+        let target = target.map_err(|why| LoadError::OtherSettings { settings: settings.to_string(), why })?;
+        self.make(wasm, to, &target).map(|family| family.suffix().to_owned())
+    }
+
+    fn make(&self, wasm: &Path, to: &Path, target: &Target) -> Result<Family, LoadError> {
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |source| LoadError::Io { path, source }
         };
-        let mut from = File::open(wasm).map_err(failed(wasm))?;
-        let mut file = NewFile::create(target, Access::Public).map_err(failed(target))?;
+        let from = File::open(wasm).map_err(failed(wasm))?;
+        let file = NewFile::create(to, Access::Public).map_err(failed(to))?;
         let family = match self {
+            #[cfg(feature = "compiler")]
             Self::InProcess => {
-                let (family, code) = translate(&mut from)?;
-                file.write_all(&code).map_err(failed(target))?;
+                let (mut from, mut file) = (from, file.try_clone().map_err(failed(to))?);
+                let (family, code) = crate::translate::translate(&mut from, target)?;
+                io::Write::write_all(&mut file, &code).map_err(failed(to))?;
                 family
             }
             Self::Worker(worker) => {
-                let to = file.try_clone().map_err(failed(target))?;
-                worker.run(from, to).map_err(failed(&worker.program))??
+                let into = file.try_clone().map_err(failed(to))?;
+                worker.run(from, into, target).map_err(failed(&worker.program))??
             }
+            Self::Elsewhere(_) | Self::Nowhere => return Err(LoadError::NoCompiler),
         };
-        file.commit().map_err(failed(target))?;
+        file.commit().map_err(failed(to))?;
         Ok(family)
     }
 }
 
 impl Worker {
-    fn run(&self, from: File, to: File) -> io::Result<Result<Family, LoadError>> {
+    fn run(&self, from: File, to: File, target: &Target) -> io::Result<Result<Family, LoadError>> {
         let mut child = Command::new(&self.program)
             .args(&self.args)
             .arg(self.limits.to_string())
+            .arg(target.to_string())
             .env_clear()
             // Else our allocator takes a GiB before it is asked for anything, which counts against the limit.
             .env("MIMALLOC_ARENA_EAGER_COMMIT", "0")
@@ -197,10 +217,8 @@ impl Worker {
         let memory = format!("{} MiB of memory", memory_bytes >> 20);
         let costly = |needs: String| Err(LoadError::TooCostly { needs });
         match (answer, status.code(), status.signal()) {
-            (Some(Answer::Done(suffix)), Some(0), _) => {
-                let family = Family::ALL.into_iter().find(|family| family.suffix() == suffix);
-                family.ok_or_else(|| LoadError::Compile { detail: format!("the compiler made `{suffix}`") })
-            }
+            (Some(Answer::Done(suffix)), Some(0), _) => Family::of_suffix(&suffix)
+                .ok_or_else(|| LoadError::Compile { detail: format!("the compiler made `{suffix}`") }),
             (Some(Answer::NotWasm(detail)), ..) => Err(LoadError::NotWasm { detail }),
             (Some(Answer::UnknownImport(names)), ..) => Err(LoadError::UnknownImport { names }),
             (Some(Answer::NoEntryPoint), ..) => Err(LoadError::NoEntryPoint),
@@ -230,22 +248,15 @@ fn out_of_memory(words: &str) -> bool {
     ["memory allocation of", "Cannot allocate memory", "os error 12"].iter().any(|part| words.contains(part))
 }
 
-/// The family of a program and its code.
-fn translate(from: &mut File) -> Result<(Family, Vec<u8>), LoadError> {
-    let bytes = read(from).map_err(|error| LoadError::NotWasm { detail: error.to_string() })?;
-    let shape = program::inspect(&bytes)?;
-    let bytes = if shape.adapt { adapt::adapt(&bytes)? } else { bytes };
-    // From which allocator instances come makes no difference to the code: a pool need not be made for it.
-    let engine = wasmtime::Engine::new(&settings(shape.family.wasi)).map_err(refused)?;
-    let code = engine.precompile_component(&bytes).map_err(refused)?;
-    Ok((shape.family, code))
+/// Reads a program's file.
+pub(crate) fn read_program(path: &Path) -> Result<Vec<u8>, LoadError> {
+    let failed = |source| LoadError::Io { path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(failed)?;
+    read(&mut file).map_err(|error| LoadError::NotWasm { detail: error.to_string() })
 }
 
-fn refused(error: wasmtime::Error) -> LoadError {
-    LoadError::Compile { detail: format!("{error:#}") }
-}
-
-fn read(from: &mut File) -> io::Result<Vec<u8>> {
+/// Reads a program.
+pub(crate) fn read(from: &mut File) -> io::Result<Vec<u8>> {
     let len = from.metadata()?.len();
     if len > WASM_BYTES_MAX {
         return Err(io::Error::other(format!("the program has {len} bytes; at most {WASM_BYTES_MAX} are read")));
@@ -253,80 +264,6 @@ fn read(from: &mut File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or(0));
     from.take(WASM_BYTES_MAX).read_to_end(&mut bytes)?;
     Ok(bytes)
-}
-
-/// The child's side: compiles what its standard input holds. Gives its exit code.
-pub fn compile_worker(limits: CompileLimits) -> u8 {
-    let answer = match bound(limits) {
-        Err(error) => Answer::Compile(format!("bounding the compiler: {error}")),
-        Ok(()) => match standard_files().map_err(|error| error.to_string()) {
-            Err(why) => Answer::Compile(format!("opening the compiler's files: {why}")),
-            Ok((from, to)) => work(from, to),
-        },
-    };
-    let done = matches!(answer, Answer::Done(_));
-    let text = serde_json::to_string(&answer).expect("plain data is JSON");
-    let mut stderr = io::stderr().lock();
-    // Whoever does not hear it sees the exit code.
-    let said = writeln!(stderr, "\n{ANSWER}{text}").and_then(|()| stderr.flush());
-    u8::from(!done || said.is_err())
-}
-
-fn work(mut from: File, mut to: File) -> Answer {
-    let done = translate(&mut from);
-    match done {
-        Ok((family, code)) => match to.write_all(&code) {
-            Ok(()) => Answer::Done(family.suffix().to_owned()),
-            Err(error) => Answer::Compile(format!("writing the code: {error}")),
-        },
-        Err(LoadError::NotWasm { detail }) => Answer::NotWasm(detail),
-        Err(LoadError::UnknownImport { names }) => Answer::UnknownImport(names),
-        Err(LoadError::NoEntryPoint) => Answer::NoEntryPoint,
-        Err(LoadError::Compile { detail }) => Answer::Compile(detail),
-        Err(other) => Answer::Compile(other.to_string()),
-    }
-}
-
-/// Standard input and output as files, without the buffers and locks of `std::io`.
-fn standard_files() -> io::Result<(File, File)> {
-    use std::os::fd::AsFd;
-    let from = io::stdin().as_fd().try_clone_to_owned()?;
-    let to = io::stdout().as_fd().try_clone_to_owned()?;
-    Ok((from.into(), to.into()))
-}
-
-/// Bounds this process: memory that it writes to, processor time, time, and its parent's life.
-fn bound(limits: CompileLimits) -> io::Result<()> {
-    let CompileLimits { memory_bytes, cpu_s, wall_s } = limits;
-    // Address space that is only reserved does not count; what is written to does.
-    limit(libc::RLIMIT_DATA, memory_bytes, memory_bytes)?;
-    limit(libc::RLIMIT_CPU, cpu_s, cpu_s.saturating_add(1))?;
-    limit(libc::RLIMIT_CORE, 0, 0)?;
-    // SAFETY: the call takes three numbers, and 0 means this process.
-    if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let (parent, began) = (std::os::unix::process::parent_id(), Instant::now());
-    thread::Builder::new().name("watch".to_owned()).spawn(move || {
-        loop {
-            thread::sleep(WATCH_EVERY);
-            if began.elapsed() >= Duration::from_secs(wall_s) || std::os::unix::process::parent_id() != parent {
-                std::process::exit(CODE_TIME);
-            }
-        }
-    })?;
-    Ok(())
-}
-
-#[cfg(target_env = "gnu")]
-type Resource = libc::__rlimit_resource_t;
-#[cfg(not(target_env = "gnu"))]
-type Resource = libc::c_int;
-
-fn limit(resource: Resource, soft: u64, hard: u64) -> io::Result<()> {
-    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
-    // SAFETY: `limit` is a whole structure that lives as long as the call.
-    if unsafe { libc::setrlimit(resource, &raw const limit) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]

@@ -14,15 +14,17 @@ use tokio::runtime::{Handle, Runtime};
 use tokio::sync::Semaphore;
 
 use crate::cache::Cache;
-use crate::compile::Compiler;
+use crate::compile::{self, Compiler};
 use crate::container::{self, Container, Io};
+use crate::elsewhere::{Elsewhere, NotDelivered, Wanted};
 use crate::instances::Places;
 use crate::lane::Lane;
-use crate::linkers::{HTTP_INSTANCES_MAX, Linkers};
+use crate::linkers::{Family, HTTP_INSTANCES_MAX, Linkers};
 use crate::logs::LogWriter;
 use crate::output::lock;
 use crate::priority::be_quick;
-use crate::program::{Linked, LoadError, Program};
+use crate::program::{self, Linked, LoadError, Program};
+use crate::target::{Code, CodeSettings};
 use crate::ticker::Ticker;
 
 /// Programs that are compiled at a time. One uses all cores by itself and, for 12 MiB, 370 MB of memory.
@@ -41,12 +43,14 @@ pub struct Config {
     pub workers: Option<usize>,
     /// Where programs are compiled.
     pub compiler: Compiler,
+    /// What they are compiled to. Code of Pulley is taken in any case from somebody else who can make no other.
+    pub code: Code,
 }
 
 impl Config {
-    /// The defaults, with compiled code in `cache_dir`. Programs are compiled in this process.
+    /// The defaults, with compiled code in `cache_dir`. Programs are compiled in this process, if it can.
     pub fn new(cache_dir: impl Into<PathBuf>) -> Self {
-        Self { cache_dir: cache_dir.into(), workers: None, compiler: Compiler::InProcess }
+        Self { cache_dir: cache_dir.into(), workers: None, compiler: Compiler::default(), code: Code::default() }
     }
 }
 
@@ -96,12 +100,12 @@ type Slot = Arc<tokio::sync::Mutex<Weak<Linked>>>;
 impl Engine {
     /// Makes the engines and starts the threads.
     pub fn new(config: Config) -> Result<Engine, EngineError> {
-        let Config { cache_dir, workers, compiler } = config;
+        let Config { cache_dir, workers, compiler, code } = config;
         let setup = |error: wasmtime::Error| EngineError::Setup { detail: format!("{error:#}") };
         let failed = |source: io::Error| EngineError::Io { path: cache_dir.clone(), source };
         let ticker = Ticker::start().map_err(failed)?;
-        let linkers = Linkers::new(ticker.clone()).map_err(setup)?;
-        let cache = Cache::open(cache_dir.clone(), linkers, compiler).map_err(failed)?;
+        let linkers = Linkers::new(ticker.clone(), code).map_err(setup)?;
+        let cache = Cache::open(cache_dir.clone(), linkers, compiler, code).map_err(failed)?;
         let workers = workers.or_else(|| thread::available_parallelism().ok().map(|n| n.get())).unwrap_or(1).max(1);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(workers)
@@ -146,12 +150,36 @@ impl Engine {
             None => {
                 let _turn = self.inner.compilers.acquire().await;
                 let path = wasm.clone();
-                self.blocking(&wasm, move || cache.compile(&path, &digest)).await?
+                match cache.compiler().clone() {
+                    Compiler::Nowhere => return Err(LoadError::NoCompiler),
+                    Compiler::Elsewhere(elsewhere) => self.fetch(&elsewhere, path, digest).await?,
+                    _ => self.blocking(&wasm, move || cache.compile(&path, &digest)).await?,
+                }
             }
         };
         let inner = Arc::new(linked);
         *program = Arc::downgrade(&inner);
         Ok(Program { inner })
+    }
+
+    /// Has a program compiled by somebody else.
+    async fn fetch(&self, elsewhere: &Elsewhere, wasm: PathBuf, digest: String) -> Result<Linked, LoadError> {
+        let cache = self.inner.cache.clone();
+        let path = wasm.clone();
+        // What cannot run is refused without asking anybody.
+        self.blocking(&wasm, move || compile::read_program(&path).and_then(|bytes| program::inspect(&bytes))).await?;
+        let to = cache.unnamed(&digest);
+        let settings: Vec<CodeSettings> = cache.codes().iter().map(|code| code.settings()).collect();
+        let wanted = Wanted { wasm: wasm.clone(), digest: digest.clone(), settings, to: to.clone() };
+        let delivered = elsewhere.fetch(wanted).await.map_err(|error| match error {
+            NotDelivered::Refused(detail) => LoadError::Compile { detail },
+            NotDelivered::Failed(why) => LoadError::NotDelivered { why },
+        })?;
+        let family = Family::of_suffix(&delivered.kind).ok_or_else(|| {
+            let detail = format!("it is of the kind `{}`, which is not known here", delivered.kind);
+            LoadError::Unfit { detail }
+        })?;
+        self.blocking(&wasm, move || cache.install(&to, &digest, family)).await
     }
 
     /// The code that was made of programs, by their digests: bytes, and when it was made. Blocks.

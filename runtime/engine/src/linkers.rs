@@ -2,7 +2,8 @@
 //!
 //! Commands are allocated on demand, so that their memory comes back; HTTP programs from a pool, because an instance is
 //! made for each request. What WASI 0.3 needs costs each instantiation 15 %, so programs of 0.2 have engines without
-//! it, and those of 0.3 have theirs once the first such program comes.
+//! it, and those of 0.3 have theirs once the first such program comes; so do those that run another kind of code than the
+//! node's own.
 
 use std::sync::{Arc, OnceLock};
 
@@ -11,6 +12,7 @@ use dhow_runtime_contract::EntryPoint;
 use wasmtime::component::Linker;
 use wasmtime::{Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails};
 
+use crate::target::{Code, Target};
 use crate::ticker::Ticker;
 use crate::trap::FRAMES_FOUND_MAX;
 
@@ -31,70 +33,86 @@ const TABLE_KEEP_RESIDENT_BYTES: usize = 4 * 1024;
 pub(crate) struct Family {
     pub(crate) entry: EntryPoint,
     pub(crate) wasi: Wasi,
+    pub(crate) code: Code,
 }
 
 impl Family {
-    /// All there are; those that are always there first.
-    pub(crate) const ALL: [Family; 4] = [
-        Family { entry: EntryPoint::Command, wasi: Wasi::P2 },
-        Family { entry: EntryPoint::Http, wasi: Wasi::P2 },
-        Family { entry: EntryPoint::Command, wasi: Wasi::P3 },
-        Family { entry: EntryPoint::Http, wasi: Wasi::P3 },
+    /// All there are.
+    pub(crate) const ALL: [Family; 8] = [
+        Family { entry: EntryPoint::Command, wasi: Wasi::P2, code: Code::Native },
+        Family { entry: EntryPoint::Http, wasi: Wasi::P2, code: Code::Native },
+        Family { entry: EntryPoint::Command, wasi: Wasi::P3, code: Code::Native },
+        Family { entry: EntryPoint::Http, wasi: Wasi::P3, code: Code::Native },
+        Family { entry: EntryPoint::Command, wasi: Wasi::P2, code: Code::Pulley },
+        Family { entry: EntryPoint::Http, wasi: Wasi::P2, code: Code::Pulley },
+        Family { entry: EntryPoint::Command, wasi: Wasi::P3, code: Code::Pulley },
+        Family { entry: EntryPoint::Http, wasi: Wasi::P3, code: Code::Pulley },
     ];
 
     /// What the names of its compiled files end in.
     pub(crate) fn suffix(self) -> &'static str {
-        match (self.entry, self.wasi) {
-            (EntryPoint::Command, Wasi::P2) => "command.cwasm",
-            (EntryPoint::Http, Wasi::P2) => "http.cwasm",
-            (EntryPoint::Command, Wasi::P3) => "command3.cwasm",
-            (EntryPoint::Http, Wasi::P3) => "http3.cwasm",
+        match (self.entry, self.wasi, self.code) {
+            (EntryPoint::Command, Wasi::P2, Code::Native) => "command.cwasm",
+            (EntryPoint::Http, Wasi::P2, Code::Native) => "http.cwasm",
+            (EntryPoint::Command, Wasi::P3, Code::Native) => "command3.cwasm",
+            (EntryPoint::Http, Wasi::P3, Code::Native) => "http3.cwasm",
+            (EntryPoint::Command, Wasi::P2, Code::Pulley) => "command-pulley.cwasm",
+            (EntryPoint::Http, Wasi::P2, Code::Pulley) => "http-pulley.cwasm",
+            (EntryPoint::Command, Wasi::P3, Code::Pulley) => "command3-pulley.cwasm",
+            (EntryPoint::Http, Wasi::P3, Code::Pulley) => "http3-pulley.cwasm",
         }
+    }
+
+    pub(crate) fn of_suffix(suffix: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|family| family.suffix() == suffix)
     }
 }
 
 /// The linkers, and with each its engine.
 pub(crate) struct Linkers {
-    commands: Linker<Guest>,
-    http: Linker<Guest>,
-    concurrent_commands: OnceLock<Made>,
-    concurrent_http: OnceLock<Made>,
+    /// In the order of [`Family::ALL`].
+    made: [OnceLock<Made>; Family::ALL.len()],
     ticker: Arc<Ticker>,
+    code: Code,
 }
 
-/// A linker that was made late, or why it could not be.
+/// A linker, or why it could not be made.
 type Made = Result<Linker<Guest>, String>;
 
 impl Linkers {
-    /// Makes those of WASI 0.2.
-    pub(crate) fn new(ticker: Arc<Ticker>) -> wasmtime::Result<Self> {
-        let [commands, http, ..] = Family::ALL;
-        Ok(Self {
-            commands: make(commands, &ticker)?,
-            http: make(http, &ticker)?,
-            concurrent_commands: OnceLock::new(),
-            concurrent_http: OnceLock::new(),
-            ticker,
-        })
+    /// Makes those of WASI 0.2 for this kind of code.
+    pub(crate) fn new(ticker: Arc<Ticker>, code: Code) -> wasmtime::Result<Self> {
+        let linkers = Self { made: Default::default(), ticker, code };
+        for (family, made) in Family::ALL.into_iter().zip(&linkers.made) {
+            if !linkers.is_late(family) {
+                let linker = make(family, &linkers.ticker)?;
+                made.get_or_init(|| Ok(linker));
+            }
+        }
+        Ok(linkers)
     }
 
-    /// The linker of this family. Takes some milliseconds the first time, for those of WASI 0.3.
+    /// Whether it is made only when it is needed.
+    pub(crate) fn is_late(&self, family: Family) -> bool {
+        family.wasi != Wasi::P2 || family.code != self.code
+    }
+
+    /// The linker of this family. Takes some milliseconds the first time, for those that are late.
     pub(crate) fn get(&self, family: Family) -> Result<&Linker<Guest>, String> {
-        let late = match (family.entry, family.wasi) {
-            (EntryPoint::Command, Wasi::P2) => return Ok(&self.commands),
-            (EntryPoint::Http, Wasi::P2) => return Ok(&self.http),
-            (EntryPoint::Command, Wasi::P3) => &self.concurrent_commands,
-            (EntryPoint::Http, Wasi::P3) => &self.concurrent_http,
-        };
-        late.get_or_init(|| make(family, &self.ticker).map_err(|error| format!("{error:#}")))
+        let mut all = Family::ALL.into_iter().zip(&self.made);
+        let (_, made) = all.find(|(one, _)| *one == family).expect("all families are listed");
+        made.get_or_init(|| make(family, &self.ticker).map_err(|error| format!("{error:#}")))
             .as_ref()
             .map_err(Clone::clone)
     }
 }
 
 /// What decides how the code of a program looks.
-pub(crate) fn settings(wasi: Wasi) -> wasmtime::Config {
+pub(crate) fn settings(wasi: Wasi, target: &Target) -> wasmtime::Result<wasmtime::Config> {
     let mut config = wasmtime::Config::new();
+    if let Some(triple) = target.triple() {
+        config.target(&triple)?;
+    }
     config.epoch_interruption(true);
     config.concurrency_support(wasi == Wasi::P3);
     // What a dump needs is noted when a guest traps; it is written only for those that want it.
@@ -102,11 +120,11 @@ pub(crate) fn settings(wasi: Wasi) -> wasmtime::Config {
     config.wasm_backtrace_max_frames(Some(FRAMES_FOUND_MAX));
     // A backtrace then has the lines of a program that was built with debug information.
     config.wasm_backtrace_details(WasmBacktraceDetails::Enable);
-    config
+    Ok(config)
 }
 
 fn make(family: Family, ticker: &Ticker) -> wasmtime::Result<Linker<Guest>> {
-    let mut config = settings(family.wasi);
+    let mut config = settings(family.wasi, &Target::here(family.code))?;
     if family.entry == EntryPoint::Http {
         config.allocation_strategy(pool());
     }

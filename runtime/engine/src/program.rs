@@ -6,14 +6,22 @@ use std::sync::{Arc, LazyLock};
 
 use dhow_host::{Guest, Wasi, hears_of_its_end, is_known_import};
 use dhow_runtime_contract::EntryPoint;
+use wasi_preview1_component_adapter_provider::{
+    WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER,
+};
 use wasmparser::{Encoding, Parser, Payload};
 use wasmtime::component::InstancePre;
 use wasmtime_wasi::{p2::bindings as p2, p3::bindings as p3};
 use wasmtime_wasi_http::handler::ProxyPre;
 use wasmtime_wasi_http::{p2::bindings as http_p2, p3::bindings as http_p3};
 
-use crate::adapt::{ADAPTER, PREVIEW1};
 use crate::linkers::Family;
+use crate::target::Code;
+
+/// The module that preview 1 functions are imported from.
+pub(crate) const PREVIEW1: &str = WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME;
+/// The adapter of all of them.
+pub(crate) const ADAPTER: &[u8] = WASI_SNAPSHOT_PREVIEW1_COMMAND_ADAPTER;
 
 /// A program that is ready to be started: compiled, linked, and shared by all its containers.
 #[derive(Clone)]
@@ -128,6 +136,32 @@ pub enum LoadError {
         /// The limit that it hit.
         needs: String,
     },
+    /// The program has not been compiled, and this node cannot do it.
+    #[error(
+        "the program has to be compiled, and this node has no compiler and nobody to ask for its code: build it with the \
+         feature `compiler`, or let its control node compile"
+    )]
+    NoCompiler,
+    /// Who compiles for this node has not done so.
+    #[error("the program has to be compiled, and this node has no compiler: {why}")]
+    NotDelivered {
+        /// What went wrong, and what to do.
+        why: String,
+    },
+    /// Code was compiled for another engine, for other settings, or for another processor.
+    #[error("the code that was compiled for this node does not fit it: {detail}")]
+    Unfit {
+        /// What the engine said.
+        detail: String,
+    },
+    /// Another compiler is needed for such code.
+    #[error("this compiler does not make the code of `{settings}`: {why}")]
+    OtherSettings {
+        /// What was asked for.
+        settings: String,
+        /// What it does, and what to do.
+        why: String,
+    },
     /// A file could not be read or written.
     #[error("reading or writing `{}` failed", path.display())]
     Io {
@@ -145,6 +179,7 @@ fn list(names: &[String]) -> String {
 /// A program's outside, with everything it imports known to be there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
+    /// Of this machine's own code.
     pub(crate) family: Family,
     /// A preview 1 module, to be made a component first.
     pub(crate) adapt: bool,
@@ -174,7 +209,7 @@ fn family_of(outside: &Outside) -> Option<Family> {
     match outside.encoding {
         Encoding::Component => outside.family(),
         Encoding::Module => {
-            let command = Family { entry: EntryPoint::Command, wasi: Wasi::P2 };
+            let command = Family { entry: EntryPoint::Command, wasi: Wasi::P2, code: Code::Native };
             outside.exports.contains("_start").then_some(command)
         }
     }
@@ -238,7 +273,7 @@ impl Outside {
         .into_iter()
         .find_map(|(interface, entry, wasi)| exports(interface).then_some((entry, wasi)))?;
         let imported = self.imports.iter().filter_map(|name| Wasi::of(name)).max();
-        Some(Family { entry, wasi: imported.map_or(of, |imported| imported.max(of)) })
+        Some(Family { entry, wasi: imported.map_or(of, |imported| imported.max(of)), code: Code::Native })
     }
 
     /// Reads a file that may be anything.
@@ -341,7 +376,7 @@ mod tests {
     #[test]
     fn the_entry_point_is_told_from_the_exports() {
         let start = wat("(module (func (export \"_start\")))");
-        let shape = |entry, wasi, adapt| Shape { family: Family { entry, wasi }, adapt };
+        let shape = |entry, wasi, adapt| Shape { family: Family { entry, wasi, code: Code::Native }, adapt };
         assert_eq!(inspect(&start).unwrap(), shape(EntryPoint::Command, Wasi::P2, true));
         for library in ["(module (func (export \"_initialize\")))", "(component)"] {
             assert!(matches!(inspect(&wat(library)), Err(LoadError::NoEntryPoint)));

@@ -113,7 +113,8 @@ mod tests {
 
     /// What is said of a module whose `run` traps.
     fn said(module: &str) -> String {
-        let engine = Engine::new(&crate::linkers::settings(dhow_host::Wasi::P2)).unwrap();
+        let engine =
+            Engine::new(&crate::linkers::settings(dhow_host::Wasi::P2, &crate::target::Target::Host).unwrap()).unwrap();
         let module = Module::new(&engine, wat::parse_str(module).unwrap()).unwrap();
         let mut store = Store::new(&engine, ());
         store.set_epoch_deadline(1);

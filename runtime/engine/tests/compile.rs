@@ -10,10 +10,10 @@ const VERB: &str = "compile-worker";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    if let [verb, limits] = args.as_slice()
+    if let [verb, limits, target] = args.as_slice()
         && verb == VERB
     {
-        return compile_worker(limits.parse().unwrap()).into();
+        return compile_worker(limits.parse().unwrap(), &target.parse().unwrap()).into();
     }
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {

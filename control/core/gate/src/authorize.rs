@@ -113,6 +113,9 @@ pub const MEMBER_JOIN_PATH: &str = "/dhow/v1/members/join";
 /// Where whoever has a certificate gets a fresh one.
 pub const RENEW_PATH: &str = "/dhow/v1/renew";
 
+/// Below it agents get programs compiled.
+const COMPILED_PATH: &str = "/dhow/v1/compiled/";
+
 /// A join token opens the one door to a certificate, and nothing else.
 fn bootstrappers(user: &User, info: &RequestInfo, _: &dyn View) -> bool {
     let Target::Path(path) = &info.target else { return false };
@@ -129,6 +132,7 @@ fn nodes(user: &User, info: &RequestInfo, view: &dyn View) -> bool {
     let Some(node) = user.node() else { return false };
     match &info.target {
         Target::Path(path) if path == RENEW_PATH => info.method == "post",
+        Target::Path(path) if path.starts_with(COMPILED_PATH) => matches!(info.method.as_str(), "get" | "post"),
         Target::Path(path) => info.verb == Verb::Get && (path == "/v2" || path.starts_with("/v2/")),
         Target::Resource(resource) if is_content(resource) => {
             info.verb.is_read() && resource.subresource.is_empty() && is_named_by_pods_of(node, resource, view)
@@ -331,6 +335,10 @@ mod tests {
             (&node, "PUT", "/v2/hello/manifests/1.0", false),
             (&node, "POST", "/dhow/v1/join", false),
             (&node, "POST", "/dhow/v1/renew", true),
+            (&node, "POST", "/dhow/v1/compiled/sha256:a", true),
+            (&node, "DELETE", "/dhow/v1/compiled/sha256:a", false),
+            (&joiner, "POST", "/dhow/v1/compiled/sha256:a", false),
+            (&plain, "GET", "/dhow/v1/compiled/sha256:a", false),
             (&node, "GET", "/api/v1/namespaces/a/secrets/s", false),
             (&node, "GET", "/dhow/v1/backup", false),
             (&member, "GET", "/api/v1/secrets", true),

@@ -5,6 +5,7 @@
 mod life;
 mod neighbours;
 mod p3;
+mod precompiled;
 mod rig;
 mod serving;
 mod sockets;
