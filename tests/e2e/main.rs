@@ -1,6 +1,7 @@
 //! The built binary as real processes: the samples answer, bad manifests do no harm, and a killed cluster comes back.
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
+mod compiled;
 mod harness;
 mod members;
 

@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A `dhow server` or `dhow agent` process, ended by its id.
-struct Process(Child);
+pub(crate) struct Process(Child);
 
 impl Process {
     /// Starts it and waits for its `ready:` line; gives what follows there.
-    fn start(command: &mut Command) -> (Self, String) {
+    pub(crate) fn start(command: &mut Command) -> (Self, String) {
         let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
         let out = BufReader::new(process.stdout.take().unwrap());
         let process = Self(process);
@@ -45,16 +45,16 @@ impl Drop for Process {
 }
 
 /// A control node. Its process may be down.
-struct Member {
+pub(crate) struct Member {
     name: String,
-    data: PathBuf,
-    url: String,
+    pub(crate) data: PathBuf,
+    pub(crate) url: String,
     process: Option<Process>,
 }
 
 impl Member {
     /// The first of a cluster.
-    fn first(dir: &Path) -> Self {
+    pub(crate) fn first(dir: &Path) -> Self {
         Self::launch(dir, "a", &[])
     }
 
@@ -136,13 +136,13 @@ impl Member {
     }
 
     /// Runs our own client by this member's kubeconfig.
-    fn try_dhow(&self, args: &[&str]) -> Result<String, String> {
+    pub(crate) fn try_dhow(&self, args: &[&str]) -> Result<String, String> {
         let output = self.run(args);
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
     #[track_caller]
-    fn dhow(&self, args: &[&str]) -> String {
+    pub(crate) fn dhow(&self, args: &[&str]) -> String {
         self.try_dhow(args).unwrap_or_else(|err| panic!("{args:?}: {err}"))
     }
 
