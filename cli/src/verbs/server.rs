@@ -123,6 +123,8 @@ fn compile_for_agents(job: &CompileJob) -> Result<String, CompileRefusal> {
     compiled.map_err(|error| match error {
         LoadError::OtherSettings { .. } => CompileRefusal::Settings(Chain(&error).to_string()),
         LoadError::Io { .. } => CompileRefusal::Failed(Chain(&error).to_string()),
+        // The agent says the rest.
+        LoadError::Compile { detail } => CompileRefusal::Program(detail),
         _ => CompileRefusal::Program(Chain(&error).to_string()),
     })
 }

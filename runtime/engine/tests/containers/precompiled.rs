@@ -120,16 +120,20 @@ async fn what_others_compiled_runs_natively_and_under_pulley() {
 #[tokio::test]
 async fn where_the_compiler_is_of_another_processor_programs_run_under_pulley() {
     let dir = tempfile::tempdir().unwrap();
-    let spin = spin(dir.path());
-    let cache = dir.path().join("cache");
-    let elsewhere = engine(&cache, Code::Native, Arc::new(|wanted| compile(wanted, |s| s.ends_with("-pulley64"))));
-    exercise(&elsewhere, &spin).await;
-    let names = compiled(&cache);
-    assert!(names.len() == 5 && names.iter().all(|name| name.ends_with("-pulley.cwasm")), "{names:?}");
+    let said = async |engine: &Engine| {
+        let program = engine.load(&guest("tool"), "sha256:tool").await.unwrap();
+        let container = start_on(engine, &program, spec(&["tool", "env"]), Net::new().pod(2));
+        assert_eq!(container.wait().await.code, 0);
+        output(&container)
+    };
+    let other = engine(dir.path(), Code::Native, Arc::new(|wanted| compile(wanted, |s| s.ends_with("-pulley64"))));
+    assert!(said(&other).await.starts_with("arg env\n"));
+    let names = compiled(dir.path());
+    assert!(matches!(names.as_slice(), [one] if one.ends_with(".command-pulley.cwasm")), "{names:?}");
     // Once there it is found again, by an engine that would rather have other code.
     let silent = Arc::new(|_: &Wanted| Err(NotDelivered::Failed("nobody answers".to_owned())));
-    let again = engine(&cache, Code::Native, silent);
-    exercise(&again, &spin).await;
+    let again = engine(dir.path(), Code::Native, silent);
+    assert!(said(&again).await.starts_with("arg env\n"));
     let error = again.load(&guest("tool"), "sha256:new").await.err().unwrap();
     assert_eq!(error.to_string(), "the program has to be compiled, and this node has no compiler: nobody answers");
 }
@@ -147,7 +151,7 @@ async fn code_that_does_not_fit_is_refused_by_name_and_not_kept() {
     let native = made(std::env::consts::ARCH, "tool");
     // The engine's version stands before the triple, each behind its length.
     let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let header = [b"\x0248", &[u8::try_from(triple.len()).unwrap()], triple.as_bytes()].concat();
+    let header = [&b"\x0248"[..], &[u8::try_from(triple.len()).unwrap()], triple.as_bytes()].concat();
     let version = native.windows(header.len()).position(|bytes| bytes == header).unwrap() + 1;
     let mut older = native.clone();
     older[version..version + 2].copy_from_slice(b"47");
