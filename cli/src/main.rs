@@ -24,6 +24,10 @@ mod verbs;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Objects are made on one thread and freed on another all the time, which the C library's allocator is slow at: it took
 /// a sixth of a busy control node's time.
@@ -101,9 +105,10 @@ async fn dispatch(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
-/// Logs go to standard error; `DHOW_LOG` filters them as `RUST_LOG` does elsewhere.
+/// Logs go to standard error; `DHOW_LOG` filters them as `RUST_LOG` does elsewhere, by level and module.
 fn init_logging() {
-    let filter = tracing_subscriber::EnvFilter::try_from_env(paths::LOG_ENV)
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let wanted = std::env::var(paths::LOG_ENV).ok().and_then(|text| text.parse().ok());
+    let filter: Targets = wanted.unwrap_or_else(|| Targets::new().with_default(LevelFilter::WARN));
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(lines.with_filter(filter)).init();
 }

@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use dhow_files::Access;
 use std::path::{Path, PathBuf};
 
-/// Filters the log, in the syntax of tracing's `EnvFilter`.
+/// Filters the log: `info`, or `warn,dhow_node=debug`.
 pub(crate) const LOG_ENV: &str = "DHOW_LOG";
 
 /// The name of the kubeconfig in a data directory.
