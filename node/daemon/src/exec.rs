@@ -1,5 +1,5 @@
-//! Commands inside of a pod: a program, entered in the pod's sandbox with the same files, network, environment, and
-//! limits as the container itself.
+//! Commands inside of a pod: a program, entered in the pod's sandbox with the same files, network and environment as the
+//! container itself, and on its account: what it uses is the container's, whose limits hold for both together.
 //!
 //! A Wasm image holds one program, so which one a command means is told from its first word: a path to a `.wasm` file
 //! that the container sees; else an applet of the toolbox, which every node has; else the container's own program, which
@@ -84,11 +84,11 @@ fn program_of(words: &[String], view: &View) -> Program {
 pub(crate) async fn start(shared: &Shared, at: &ContainerRef, pod: &Pod, command: Command) -> Result<Started, String> {
     let Command { words, io, env } = command;
     let sandbox = shared.sandboxes.with(&at.uid, |s| {
-        let attempt = s.running.get(&at.container).map(|running| running.attempt);
-        (s.net.clone(), s.ip, s.volumes.clone(), s.images.get(&at.container).cloned().zip(attempt))
+        let running = s.running.get(&at.container).map(|running| (running.attempt, running.container.clone()));
+        (s.net.clone(), s.ip, s.volumes.clone(), s.images.get(&at.container).cloned().zip(running))
     });
     let (net, ip, volumes, found) = sandbox.ok_or("the container is gone")?;
-    let (own, attempt) = found.ok_or("the container is gone")?;
+    let (own, (attempt, within)) = found.ok_or("the container is gone")?;
     let fault = |fault: StartFault| match fault {
         StartFault::Config(why) | StartFault::Create(why) | StartFault::Run(why) => why,
     };
@@ -115,7 +115,7 @@ pub(crate) async fn start(shared: &Shared, at: &ContainerRef, pod: &Pod, command
     spec.env.extend(missing);
     spec.args = words;
     spec.name = format!("{}-exec", at.container);
-    let container = Owned(shared.engine.start(&program, spec, io, net));
+    let container = Owned(shared.engine.exec(&within, &program, spec, io, net));
     Ok(Started { container, is_toolbox })
 }
 

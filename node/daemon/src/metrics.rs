@@ -5,7 +5,7 @@
 //! |---|---|
 //! | `/metrics` | the agent's own: pods, containers, its process |
 //! | `/metrics/resource` | CPU and memory of node, pods and containers |
-//! | `/metrics/cadvisor` | per container: CPU, throttling, memory, disk, network, HTTP requests |
+//! | `/metrics/cadvisor` | per container: CPU, throttling, memory, disk, files read and written, network, HTTP requests |
 
 use std::fmt;
 use std::path::Path;
@@ -178,6 +178,7 @@ pub(crate) fn containers(reading: &Reading) -> Result<String, fmt::Error> {
             Some((disk.own.bytes + disk.logs.bytes) as f64)
         }),
     );
+    files(&mut page, reading);
     let network = |value: fn(&PodReading) -> u64| {
         let mut values = of_pods(reading, |pod| value(pod) as f64);
         values.iter_mut().for_each(|(labels, _)| labels.insert(0, ("interface", "eth0".to_owned())));
@@ -214,6 +215,16 @@ pub(crate) fn containers(reading: &Reading) -> Result<String, fmt::Error> {
         plain(reading.node.memory.map(|m| m.capacity as f64)),
     );
     page.text()
+}
+
+/// What containers read and write.
+fn files(page: &mut Page, reading: &Reading) {
+    let of =
+        |value: fn(&Usage) -> u64| of_containers(reading, move |_, container| Some(value(&container.usage) as f64));
+    page.counter("container_fs_reads", "Cumulative count of reads completed", of(|usage| usage.fs_reads));
+    page.counter("container_fs_reads_bytes", "Cumulative count of bytes read", of(|usage| usage.fs_read_bytes));
+    page.counter("container_fs_writes", "Cumulative count of writes completed", of(|usage| usage.fs_writes));
+    page.counter("container_fs_writes_bytes", "Cumulative count of bytes written", of(|usage| usage.fs_written_bytes));
 }
 
 /// Of containers that have a CPU limit.
@@ -285,6 +296,9 @@ mod tests {
             cpu_periods: 5,
             cpu_throttled_periods: 3,
             http_requests: 7,
+            fs_reads: 2,
+            fs_read_bytes: 300,
+            fs_written_bytes: 400,
             ..Usage::default()
         };
         let container = ContainerReading { name: "c\"1".into(), started_at: Time::from_ms(1_000), usage, rate: None };
@@ -308,6 +322,9 @@ mod tests {
             (1, r#"container_cpu_cfs_throttled_periods_total{container="c\"1",namespace="shop",pod="web"} 3.0"#),
             (1, r#"container_network_transmit_bytes_total{interface="eth0",namespace="shop",pod="web"} 22.0"#),
             (1, r#"dhow_container_http_requests_total{container="c\"1",namespace="shop",pod="web"} 7.0"#),
+            (1, r#"container_fs_reads_total{container="c\"1",namespace="shop",pod="web"} 2.0"#),
+            (1, r#"container_fs_reads_bytes_total{container="c\"1",namespace="shop",pod="web"} 300.0"#),
+            (1, r#"container_fs_writes_bytes_total{container="c\"1",namespace="shop",pod="web"} 400.0"#),
             (2, "kubelet_running_pods 1.0"),
             (2, r#"kubelet_running_containers{container_state="running"} 1.0"#),
         ] {

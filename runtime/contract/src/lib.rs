@@ -31,6 +31,9 @@ pub struct ContainerSpec {
     pub env: Vec<(String, String)>,
     /// Host directories that the guest sees.
     pub mounts: Vec<Mount>,
+    /// Whether some of these directories are not the node's own but the machine's (`hostPath`), where files may be pipes
+    /// or lie on a disk that hangs.
+    pub foreign_files: bool,
     /// Directories of the container's own that the guest sees.
     pub scratch: Vec<Scratch>,
     /// `workingDir` of the container, if the Pod names one.
@@ -202,4 +205,12 @@ pub struct Usage {
     pub http_failures: u64,
     /// Bytes that it has written to its log.
     pub log_bytes: u64,
+    /// Operations that read a file.
+    pub fs_reads: u64,
+    /// Bytes that it has read from files.
+    pub fs_read_bytes: u64,
+    /// Operations that wrote to a file.
+    pub fs_writes: u64,
+    /// Bytes that it has written to files.
+    pub fs_written_bytes: u64,
 }

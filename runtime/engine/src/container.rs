@@ -3,23 +3,25 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use dhow_host::{About, MemoryAccount, OutOfMemory, SetupError, Template};
+use dhow_host::{About, Accounts, OutOfMemory, SetupError, Template};
 use dhow_runtime_contract::{ContainerSpec, EntryPoint, Exit, ExitReason, LogConfig, Usage};
 use dhow_switch::PodNet;
 use dhow_types::Time;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use wasmtime::Trap;
 use wasmtime_wasi::I32Exit;
 
+use crate::aside::Aside;
 use crate::engine::Engine;
 use crate::logs::{LogPipe, LogWriter};
 use crate::meter::Cpu;
-use crate::output::{BUFFER_BYTES_MAX, BytePipe, Capture, Channel, Input, Sink, Tee};
+use crate::output::{BUFFER_BYTES_MAX, BytePipe, Capture, Channel, Input, Sink, Tee, lock};
 use crate::program::{Pre, Program};
 use crate::trap::describe;
 use crate::{command, serve};
@@ -87,7 +89,9 @@ pub(crate) struct Shared {
     phase: watch::Sender<Phase>,
     wish: watch::Sender<Wish>,
     cpu: Arc<Cpu>,
-    memory: OnceLock<Arc<MemoryAccount>>,
+    accounts: Accounts,
+    /// Threads of its own, while it runs.
+    aside: Mutex<Option<Arc<Aside>>>,
     requests: Requests,
     /// Where the lines of a logged container go.
     log: Option<Arc<LogPipe>>,
@@ -156,18 +160,22 @@ impl Container {
 
     /// What it has used so far.
     pub fn usage(&self) -> Usage {
-        let Shared { cpu, memory, requests, log, .. } = &*self.shared;
-        let throttling = cpu.throttling();
+        let Shared { cpu, accounts: Accounts { memory, files }, requests, log, .. } = &*self.shared;
+        let (throttling, files) = (cpu.throttling(), files.used());
         Usage {
             cpu_ns: cpu.used_ns(),
-            memory_bytes: memory.get().map_or(0, |account| account.held()),
-            memory_limit: memory.get().and_then(|account| account.limit()),
+            memory_bytes: memory.held(),
+            memory_limit: memory.limit(),
             cpu_periods: throttling.periods,
             cpu_throttled_periods: throttling.throttled,
             cpu_throttled_ns: throttling.throttled_ns,
             http_requests: requests.asked.load(Ordering::Relaxed),
             http_failures: requests.failed.load(Ordering::Relaxed),
             log_bytes: log.as_ref().map_or(0, |log| log.written_bytes()),
+            fs_reads: files.reads,
+            fs_read_bytes: files.read_bytes,
+            fs_writes: files.writes,
+            fs_written_bytes: files.written_bytes,
         }
     }
 
@@ -318,15 +326,31 @@ pub(crate) async fn killed(wishes: &mut watch::Receiver<Wish>) {
     }
 }
 
-pub(crate) fn start(engine: &Engine, program: &Program, spec: ContainerSpec, io: Io, net: PodNet) -> Container {
+pub(crate) fn start(
+    engine: &Engine,
+    program: &Program,
+    spec: ContainerSpec,
+    io: Io,
+    net: PodNet,
+    within: Option<&Container>,
+) -> Container {
     let Ends { sink, input, pumps, capture, tee, stdin } = connect(io, engine.logs(), (spec.stdin, spec.tty));
+    let aside = aside(engine, &spec, within);
+    let (cpu, accounts) = match within {
+        Some(Container { shared }) => (shared.cpu.clone(), shared.accounts.clone()),
+        None => {
+            let handle = aside.as_ref().ok().and_then(Option::as_ref).map(|aside| aside.handle().clone());
+            (Cpu::new(spec.cpu_request_m, spec.cpu_limit_m, handle), Accounts::new(spec.memory_limit))
+        }
+    };
     let shared = Arc::new(Shared {
         entry: program.entry(),
         started_at: now(),
         phase: watch::Sender::new(Phase::Starting),
         wish: watch::Sender::new(Wish::Run),
-        cpu: Cpu::new(spec.cpu_request_m, spec.cpu_limit_m),
-        memory: OnceLock::new(),
+        cpu,
+        accounts,
+        aside: Mutex::new(aside.clone().ok().flatten()),
         requests: Requests::default(),
         log: match &sink {
             Sink::Log { pipe, .. } => Some(pipe.clone()),
@@ -345,7 +369,10 @@ pub(crate) fn start(engine: &Engine, program: &Program, spec: ContainerSpec, io:
         // Whatever happens below, also a panic or the end of the runtime, the container has an end.
         let guard = EndGuard { shared: &shared, engine: &engine, id };
         let pumps: Vec<_> = pumps.into_iter().map(|(pipe, writer)| tokio::spawn(pipe.pump(writer))).collect();
-        let end = run(&engine, &program, spec, net, input, &sink, &shared).await;
+        let end = match &aside {
+            Ok(aside) => run(&engine, &program, (spec, net, aside.as_deref()), input, &sink, &shared).await,
+            Err(why) => End::cannot_run(why.clone()),
+        };
         if end.reason == ExitReason::Error && !end.message.is_empty() {
             sink.note(&end.message);
         }
@@ -363,21 +390,42 @@ pub(crate) fn start(engine: &Engine, program: &Program, spec: ContainerSpec, io:
     container
 }
 
+/// Threads of its own for a container that needs them; a command in it shares them.
+fn aside(engine: &Engine, spec: &ContainerSpec, within: Option<&Container>) -> Result<Option<Arc<Aside>>, String> {
+    if !spec.foreign_files {
+        return Ok(None);
+    }
+    match within {
+        Some(Container { shared }) => {
+            let aside = lock(&shared.aside).clone();
+            aside.map(Some).ok_or_else(|| "the container has ended".to_owned())
+        }
+        None => {
+            let dirs = spec.mounts.iter().map(|mount| mount.host.clone()).collect();
+            engine.asides().open(dirs).map(|aside| Some(Arc::new(aside)))
+        }
+    }
+}
+
 async fn run(
     engine: &Engine,
     program: &Program,
-    spec: ContainerSpec,
-    net: PodNet,
+    (spec, net, aside): (ContainerSpec, PodNet, Option<&Aside>),
     input: InputSource,
     sink: &Sink,
     shared: &Arc<Shared>,
 ) -> End {
     let (ports, serving) = (spec.http_ports.clone(), spec.http);
-    let template = match template(spec, net).await {
+    let mut wishes = shared.wishes();
+    let template = tokio::select! {
+        // A disk that hangs does not keep it from its end.
+        () = killed(&mut wishes) => return End::wished(Wish::Kill),
+        template = template(spec, net, shared.accounts.clone(), aside) => template,
+    };
+    let template = match template {
         Ok(template) => template,
         Err(error) => return End::cannot_run(error.to_string()),
     };
-    shared.memory.get_or_init(|| template.memory().clone());
     match &program.inner.pre {
         Pre::Command(program) => command::run(engine, program, &template, input.open(), sink, shared).await,
         Pre::Http(pre) => serve::run(engine, pre, template, (&ports, serving), sink, shared).await,
@@ -385,7 +433,12 @@ async fn run(
 }
 
 /// Opens the mounts, which may touch a slow disk.
-async fn template(spec: ContainerSpec, net: PodNet) -> Result<Template, SetupError> {
+async fn template(
+    spec: ContainerSpec,
+    net: PodNet,
+    accounts: Accounts,
+    aside: Option<&Aside>,
+) -> Result<Template, SetupError> {
     let setup = dhow_host::Setup {
         args: spec.args,
         env: spec.env,
@@ -395,12 +448,13 @@ async fn template(spec: ContainerSpec, net: PodNet) -> Result<Template, SetupErr
         net,
         about: About { node: spec.node, container: spec.name, labels: spec.labels },
         stores: spec.stores,
-        memory_limit: spec.memory_limit,
+        accounts,
     };
     if setup.mounts.is_empty() {
         return Template::new(setup);
     }
-    let opened = tokio::task::spawn_blocking(move || Template::new(setup)).await;
+    let threads = aside.map_or_else(Handle::current, |aside| aside.handle().clone());
+    let opened = threads.spawn_blocking(move || Template::new(setup)).await;
     opened.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
@@ -421,6 +475,7 @@ impl Drop for EndGuard<'_> {
     fn drop(&mut self) {
         let message = "the node stopped running the container".to_owned();
         self.shared.end(End { code: CODE_KILLED, reason: ExitReason::Killed, message });
+        lock(&self.shared.aside).take();
         self.engine.unregister(self.id);
     }
 }

@@ -13,6 +13,7 @@ use dhow_switch::PodNet;
 use tokio::runtime::{Handle, Runtime};
 use tokio::sync::Semaphore;
 
+use crate::aside::Asides;
 use crate::cache::Cache;
 use crate::compile::{self, Compiler};
 use crate::container::{self, Container, Io};
@@ -87,6 +88,7 @@ struct Inner {
     containers: Mutex<BTreeMap<u64, Container>>,
     next_id: AtomicU64,
     places: Places,
+    asides: Asides,
     ticker: Arc<Ticker>,
     lane: Arc<Lane>,
     logs: LogWriter,
@@ -123,6 +125,7 @@ impl Engine {
                 containers: Mutex::default(),
                 next_id: AtomicU64::new(0),
                 places: Places::new(HTTP_INSTANCES_MAX),
+                asides: Asides::default(),
                 ticker,
                 lane: Lane::start(workers, runtime.handle()).map_err(failed)?,
                 logs: LogWriter::start().map_err(failed)?,
@@ -203,7 +206,13 @@ impl Engine {
 
     /// Starts a container. What goes wrong from here on is its exit.
     pub fn start(&self, program: &Program, spec: ContainerSpec, io: Io, net: PodNet) -> Container {
-        container::start(self, program, spec, io, net)
+        container::start(self, program, spec, io, net, None)
+    }
+
+    /// Starts a command in a container: it is a container of its own, but what it uses counts as the other's, and the
+    /// other's limits hold for both together, as for processes of one cgroup. Those of `spec` are not looked at.
+    pub fn exec(&self, within: &Container, program: &Program, spec: ContainerSpec, io: Io, net: PodNet) -> Container {
+        container::start(self, program, spec, io, net, Some(within))
     }
 
     /// Kills all containers and waits for their ends.
@@ -264,6 +273,10 @@ impl Engine {
 
     pub(crate) fn places(&self) -> &Places {
         &self.inner.places
+    }
+
+    pub(crate) fn asides(&self) -> &Asides {
+        &self.inner.asides
     }
 
     pub(crate) fn logs(&self) -> &LogWriter {

@@ -14,6 +14,7 @@
 //! * Guests run on threads of their own, and those that compute at length on others again (`lane`), where containers
 //!   have turns by their CPU requests; a guest that spins, floods its log, or traps delays other guests by a tick, once,
 //!   and the rest of the node not at all.
+//! * A file operation that hangs holds up its own container alone, and not that one's end (`aside`).
 //! * Every container ends with exactly one [`Exit`](dhow_runtime_contract::Exit), whatever happens to it.
 //! * Code is loaded only from files that this node wrote itself, of what its own compiler made or somebody whom it has
 //!   reason to believe (`elsewhere`). Without the feature `compiler` there is nothing but the latter.
@@ -21,6 +22,7 @@
 
 #[cfg(feature = "compiler")]
 mod adapt;
+mod aside;
 mod cache;
 mod command;
 mod compile;

@@ -9,6 +9,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio::time::Sleep;
 
 use crate::lane::{Away, Back, Lane};
@@ -42,6 +43,8 @@ pub(crate) struct Cpu {
     /// When the long polls of the past are forgotten, on [`clock_ns`].
     cool_at_ns: AtomicU64,
     limit: Option<Limit>,
+    /// Where the blocking operations of its guests are done, if not where those of all are.
+    aside: Option<Handle>,
 }
 
 struct Limit {
@@ -76,14 +79,14 @@ struct Bucket {
 }
 
 impl Cpu {
-    pub(crate) fn new(request_m: Option<u32>, limit_m: Option<u32>) -> Arc<Self> {
+    pub(crate) fn new(request_m: Option<u32>, limit_m: Option<u32>, aside: Option<Handle>) -> Arc<Self> {
         let limit = limit_m.filter(|&limit| limit > 0).map(|limit| Limit {
             bucket: Mutex::new(Bucket::new(u64::from(limit) * 1000, clock_ns())),
             paid_at_ns: AtomicU64::new(0),
         });
         // As in Kubernetes, who states a limit only requests as much.
         let share = Arc::new(Share::new(request_m.or(limit_m)));
-        Arc::new(Self { used_ns: AtomicU64::new(0), share, cool_at_ns: AtomicU64::new(0), limit })
+        Arc::new(Self { used_ns: AtomicU64::new(0), share, cool_at_ns: AtomicU64::new(0), limit, aside })
     }
 
     pub(crate) fn used_ns(&self) -> u64 {
@@ -232,6 +235,7 @@ pub(crate) fn slice<F: Future>(
     cx: &mut Context<'_>,
 ) -> Slice<F::Output> {
     CUT.set(false);
+    let _entered = cpu.aside.as_ref().map(Handle::enter);
     let before = thread_cpu_ns();
     let computing = ticker.computing();
     let result = guest.poll(cx);
@@ -407,7 +411,7 @@ mod tests {
 
     #[test]
     fn long_polls_make_a_container_hot_and_rest_cools_it() {
-        let cpu = Cpu::new(None, None);
+        let cpu = Cpu::new(None, None, None);
         let hot = |at: u64| cpu.is_hot(|| at);
         assert!(!hot(1));
         cpu.heat(5 * MS, 10 * MS);

@@ -17,6 +17,7 @@ use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::files::Files;
+use crate::filesystem::FileAccount;
 use crate::http::Outgoing;
 use crate::memory::{MemoryAccount, MemoryMeter};
 use crate::pod::{About, StopNotice};
@@ -46,8 +47,24 @@ pub struct Setup {
     pub about: About,
     /// Where the container may keep what its guests store in no volume.
     pub stores: Option<PathBuf>,
-    /// Bytes of linear memory and tables that all instances may hold together.
-    pub memory_limit: Option<u64>,
+    /// What its guests draw on.
+    pub accounts: Accounts,
+}
+
+/// What the guests of a container draw on together; commands that are run in it do as well.
+#[derive(Clone, Debug)]
+pub struct Accounts {
+    /// Linear memory and tables.
+    pub memory: Arc<MemoryAccount>,
+    /// Files.
+    pub files: Arc<FileAccount>,
+}
+
+impl Accounts {
+    /// Of a container that may hold so much memory.
+    pub fn new(memory_limit: Option<u64>) -> Self {
+        Self { memory: MemoryAccount::new(memory_limit), files: Arc::default() }
+    }
 }
 
 /// A container that cannot be set up.
@@ -74,13 +91,13 @@ pub struct Template {
     #[cfg(any(feature = "keyvalue", feature = "blobstore"))]
     stores: Arc<Stores>,
     stop: Arc<StopNotice>,
-    memory: Arc<MemoryAccount>,
+    accounts: Accounts,
 }
 
 impl Template {
     /// Opens the mounts and settles the environment.
     pub fn new(setup: Setup) -> Result<Self, SetupError> {
-        let Setup { args, env, mounts, scratch, working_dir, net, about, stores, memory_limit } = setup;
+        let Setup { args, env, mounts, scratch, working_dir, net, about, stores, accounts } = setup;
         #[cfg(not(any(feature = "keyvalue", feature = "blobstore")))]
         drop(stores);
         Ok(Self {
@@ -93,13 +110,13 @@ impl Template {
             net,
             about: Arc::new(about),
             stop: Arc::default(),
-            memory: MemoryAccount::new(memory_limit),
+            accounts,
         })
     }
 
     /// The account that all instances draw on.
     pub fn memory(&self) -> &Arc<MemoryAccount> {
-        &self.memory
+        &self.accounts.memory
     }
 
     /// The Pod's network.
@@ -138,6 +155,7 @@ impl Template {
             outgoing: Outgoing::new(self.net.clone()),
             net: self.net.clone(),
             files: self.files.clone(),
+            file_account: self.accounts.files.clone(),
             #[cfg(feature = "config")]
             env: self.env.clone(),
             #[cfg(feature = "logging")]
@@ -165,6 +183,7 @@ pub struct Guest {
     outgoing: Outgoing,
     net: PodNet,
     pub(crate) files: Files,
+    pub(crate) file_account: Arc<FileAccount>,
     /// What `wasi:config` tells.
     #[cfg(feature = "config")]
     pub(crate) env: Arc<[(String, String)]>,

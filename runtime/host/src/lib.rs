@@ -2,15 +2,15 @@
 //!
 //! A [`Template`] is made once per container from its [`Setup`]; it makes a [`Guest`], the data of one Store, for each
 //! instance. [`add_to_linker`] links every interface of WASI 0.2 by name, [`add_p3_to_linker`] those of 0.3 beside them:
-//! clocks, random, files, environment and stdio are `wasmtime-wasi`'s; sockets, name lookup and outgoing HTTP are ours
-//! and go through the Pod's network. Beside WASI there are drafts that guests of other hosts use, one module and cargo
+//! clocks, random, files (counted and bounded by `filesystem`), environment and stdio are `wasmtime-wasi`'s; sockets, name
+//! lookup and outgoing HTTP are ours and go through the Pod's network. Beside WASI there are drafts that guests of other hosts use, one module and cargo
 //! feature each (`config`, `logging`, `keyvalue`, `blobstore`), and `dhow:pod`.
 //!
 //! Invariants:
 //! * No guest ever gets a socket of the host: an interface that is not in the list of [`link`] is a missing import,
 //!   never a fallback.
 //! * Host-side memory of a guest is bounded: streams and tables have limits, linear memory and tables are counted in
-//!   the container's [`MemoryAccount`].
+//!   the container's [`MemoryAccount`], open files in its [`FileAccount`]. No operation on a file takes for ever.
 //! * Nothing here decides when a guest runs; that is the engine's work.
 
 #[cfg(feature = "blobstore")]
@@ -18,6 +18,7 @@ mod blobstore;
 #[cfg(feature = "config")]
 mod config;
 mod files;
+mod filesystem;
 mod guest;
 mod http;
 #[cfg(feature = "keyvalue")]
@@ -36,7 +37,8 @@ mod tcp;
 mod tls;
 mod udp;
 
-pub use guest::{Guest, Setup, SetupError, Template};
+pub use filesystem::{FileAccount, FileUse};
+pub use guest::{Accounts, Guest, Setup, SetupError, Template};
 pub use link::{Wasi, add_to_linker, hears_of_its_end, is_known_import};
 pub use memory::{MemoryAccount, MemoryMeter, OutOfMemory};
 pub use p3::add_to_linker as add_p3_to_linker;

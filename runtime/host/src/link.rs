@@ -4,7 +4,6 @@ use wasmtime::component::{HasData, Linker, ResourceTable};
 use wasmtime_wasi::WasiView;
 use wasmtime_wasi::cli::{WasiCli, WasiCliView};
 use wasmtime_wasi::clocks::{WasiClocks, WasiClocksView};
-use wasmtime_wasi::filesystem::{WasiFilesystem, WasiFilesystemView};
 use wasmtime_wasi::p2::bindings as wasi;
 use wasmtime_wasi::random::WasiRandom;
 use wasmtime_wasi::sockets::{WasiSockets, WasiSocketsView};
@@ -12,6 +11,7 @@ use wasmtime_wasi_io::bindings::wasi::io;
 
 use crate::bindings::wasi::sockets as ours;
 use crate::files::Directories;
+use crate::filesystem::Filesystem;
 use crate::guest::{Guest, Sockets};
 use crate::{p3, pod};
 
@@ -129,7 +129,7 @@ pub fn add_to_linker(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     io::streams::add_to_linker::<Guest, Io>(l, |g| g.ctx().table)?;
     wasi::clocks::wall_clock::add_to_linker::<Guest, WasiClocks>(l, Guest::clocks)?;
     wasi::clocks::monotonic_clock::add_to_linker::<Guest, WasiClocks>(l, Guest::clocks)?;
-    wasi::filesystem::types::add_to_linker::<Guest, WasiFilesystem>(l, Guest::filesystem)?;
+    wasi::filesystem::types::add_to_linker::<Guest, Filesystem>(l, Guest::guarded_files)?;
     wasi::filesystem::preopens::add_to_linker::<Guest, Directories>(l, Guest::preopens)?;
     wasi::random::random::add_to_linker::<Guest, WasiRandom>(l, |g| g.ctx().ctx.random())?;
     wasi::random::insecure::add_to_linker::<Guest, WasiRandom>(l, |g| g.ctx().ctx.random())?;

@@ -37,6 +37,8 @@ pub struct OutOfMemory {
 pub struct MemoryAccount {
     limit: Option<u64>,
     held: AtomicU64,
+    /// What of it is held by instances for which nobody waits: commands, which may run for long.
+    lasting: AtomicU64,
     freed: Notify,
 }
 
@@ -57,10 +59,10 @@ impl MemoryAccount {
     }
 
     /// A meter for one more instance that is expected to need `bytes`: waits until that much is free, or nothing is
-    /// held any more (then waiting cannot help), and sets it aside.
+    /// held any more but by commands (then waiting cannot help), and sets it aside.
     pub async fn meter(self: &Arc<Self>, bytes: u64) -> MemoryMeter {
         let set_aside = self.set_aside(bytes).await;
-        MemoryMeter { account: self.clone(), held: 0, set_aside, last: 0 }
+        MemoryMeter { account: self.clone(), held: 0, set_aside, last: 0, lasting: false }
     }
 
     async fn set_aside(&self, bytes: u64) -> u64 {
@@ -73,7 +75,7 @@ impl MemoryAccount {
             if self.take(bytes).is_ok() {
                 return bytes;
             }
-            if self.held() == 0 {
+            if self.held() <= self.lasting.load(Ordering::Relaxed) {
                 return 0;
             }
             freed.await;
@@ -106,12 +108,14 @@ pub struct MemoryMeter {
     set_aside: u64,
     /// The last growth that was allowed, to be undone if the host cannot deliver it.
     last: u64,
+    /// Whether it is a command's.
+    lasting: bool,
 }
 
 impl MemoryMeter {
-    /// A meter that holds nothing yet.
+    /// A command's meter, which holds nothing yet.
     pub fn new(account: Arc<MemoryAccount>) -> Self {
-        Self { account, held: 0, set_aside: 0, last: 0 }
+        Self { account, held: 0, set_aside: 0, last: 0, lasting: true }
     }
 
     /// Bytes that this Store holds.
@@ -125,12 +129,22 @@ impl MemoryMeter {
         self.set_aside -= from_aside;
         self.held += bytes;
         self.last = bytes;
+        if self.lasting {
+            self.account.lasting.fetch_add(bytes, Ordering::Relaxed);
+        }
         Ok(true)
     }
 
     fn undo(&mut self) {
         let bytes = std::mem::take(&mut self.last);
         self.held -= bytes;
+        self.give_back(bytes);
+    }
+
+    fn give_back(&self, bytes: u64) {
+        if self.lasting {
+            self.account.lasting.fetch_sub(bytes, Ordering::Relaxed);
+        }
         self.account.give_back(bytes);
     }
 }
@@ -178,7 +192,8 @@ impl ResourceLimiter for MemoryMeter {
 
 impl Drop for MemoryMeter {
     fn drop(&mut self) {
-        self.account.give_back(self.held + self.set_aside);
+        // A command has nothing set aside.
+        self.give_back(self.held + self.set_aside);
     }
 }
 
@@ -189,8 +204,7 @@ mod tests {
     #[test]
     fn growth_is_counted_over_all_instances_and_given_back() {
         let account = MemoryAccount::new(Some(100));
-        let mut one = MemoryMeter::new(account.clone());
-        let mut two = MemoryMeter::new(account.clone());
+        let (mut one, mut two) = (MemoryMeter::new(account.clone()), MemoryMeter::new(account.clone()));
         assert!(one.memory_growing(0, 60, None).unwrap());
         let refused = two.memory_growing(0, 60, None).unwrap_err();
         let refused = refused.downcast_ref::<OutOfMemory>().unwrap();
@@ -220,6 +234,11 @@ mod tests {
         });
         assert_eq!(account.held(), 60);
         drop(second);
+        // What a command holds may never be free: nobody waits for that alone.
+        let mut command = MemoryMeter::new(account.clone());
+        assert!(command.memory_growing(0, 50, None).unwrap());
+        assert_eq!(account.meter(60).await.set_aside, 0);
+        drop(command);
         // More than there ever will be: it is tried, and fails when it is really wanted.
         let mut third = account.meter(200).await;
         assert!(third.memory_growing(0, 200, None).is_err());

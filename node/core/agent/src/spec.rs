@@ -43,6 +43,7 @@ pub fn container_spec(
         attempt,
         args: arguments(container, &env),
         mounts,
+        foreign_files: mounts_host_path(pod, container),
         scratch,
         working_dir: container.working_dir.clone().filter(|dir| !dir.is_empty()),
         memory_limit: limit("memory").and_then(|q| u64::try_from(q.value()).ok()).filter(|bytes| *bytes > 0),
@@ -62,6 +63,13 @@ pub fn container_spec(
         tty: container.tty == Some(true),
         env,
     }
+}
+
+/// Whether the container sees a directory of the machine that is not the node's own.
+fn mounts_host_path(pod: &Pod, container: &Container) -> bool {
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    let mut foreign = volumes.filter(|volume| volume.host_path.is_some());
+    foreign.any(|volume| container.volume_mounts.iter().flatten().any(|mount| mount.name == volume.name))
 }
 
 /// How the pod says that its HTTP containers serve. The API admits no other values than these; what came by another way

@@ -2,6 +2,7 @@
 //! real Pod network.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+mod files;
 mod life;
 mod neighbours;
 mod p3;

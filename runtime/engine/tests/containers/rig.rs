@@ -120,6 +120,7 @@ pub(crate) fn spec(args: &[&str]) -> ContainerSpec {
         args: args.iter().map(|arg| (*arg).to_owned()).collect(),
         env: vec![("NAME".to_owned(), "value".to_owned())],
         mounts: Vec::new(),
+        foreign_files: false,
         scratch: Vec::new(),
         working_dir: None,
         memory_limit: None,

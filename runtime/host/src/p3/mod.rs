@@ -1,5 +1,6 @@
 //! WASI 0.3: what is not `wasmtime-wasi`'s. Sockets, name lookup and HTTP go through the Pod's network here too.
 
+mod filesystem;
 mod tcp;
 mod udp;
 
@@ -9,12 +10,13 @@ use dhow_switch::NetError;
 use wasmtime::component::{Accessor, Linker, Resource};
 use wasmtime_wasi::cli::{WasiCli, WasiCliView};
 use wasmtime_wasi::clocks::{WasiClocks, WasiClocksView};
-use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystem, WasiFilesystemView};
+use wasmtime_wasi::filesystem::Descriptor;
 use wasmtime_wasi::p3::bindings as wasi;
 use wasmtime_wasi::random::WasiRandom;
 use wasmtime_wasi::{TrappableError, WasiView};
 
 use crate::files::{Directories, Preopens};
+use crate::filesystem::Filesystem;
 use crate::guest::{Guest, Sockets, SocketsView};
 use crate::lookup::NAME_BYTES_MAX;
 use bindings::wasi::sockets::ip_name_lookup::{self, ErrorCode as LookupError};
@@ -79,7 +81,7 @@ pub(crate) const INTERFACES: [&str; 23] = [
 pub fn add_to_linker(l: &mut Linker<Guest>) -> wasmtime::Result<()> {
     wasi::clocks::monotonic_clock::add_to_linker::<Guest, WasiClocks>(l, Guest::clocks)?;
     wasi::clocks::system_clock::add_to_linker::<Guest, WasiClocks>(l, Guest::clocks)?;
-    wasi::filesystem::types::add_to_linker::<Guest, WasiFilesystem>(l, Guest::filesystem)?;
+    wasi::filesystem::types::add_to_linker::<Guest, Filesystem>(l, Guest::guarded_files)?;
     wasi::filesystem::preopens::add_to_linker::<Guest, Directories>(l, Guest::preopens)?;
     wasi::random::random::add_to_linker::<Guest, WasiRandom>(l, |g| g.ctx().ctx.random())?;
     wasi::random::insecure::add_to_linker::<Guest, WasiRandom>(l, |g| g.ctx().ctx.random())?;

@@ -68,6 +68,20 @@ fn main() {
             Ok(text) => println!("{text}"),
             Err(error) => println!("error: {:?}", error.kind()),
         },
+        // Opens a file until it may not any more, lets go of all, and opens it once more.
+        ["open", path] => {
+            let mut held = Vec::new();
+            let error = loop {
+                match std::fs::File::open(path) {
+                    Ok(file) => held.push(file),
+                    Err(error) => break error,
+                }
+            };
+            let count = held.len();
+            drop(held);
+            let again = std::fs::File::open(path).is_ok();
+            println!("{count} files, then {:?}; again: {again}", error.kind());
+        }
         // Prints stdin line by line, in capitals.
         ["shout"] => {
             for line in std::io::stdin().lock().lines() {

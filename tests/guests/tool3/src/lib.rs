@@ -38,6 +38,8 @@ impl wasip3::exports::cli::run::Guest for Tool {
             },
             ["write", name, text] => print(&write(name, text).await).await,
             ["read", name] => print(&read(name).await).await,
+            ["append", name, text] => print(&append(name, text).await).await,
+            ["open", name] => print(&open(name).await).await,
             ["shout"] => {
                 let (input, _ended) = stdin::read_via_stream();
                 let text = input.collect().await;
@@ -122,6 +124,41 @@ async fn write(name: &str, text: &str) -> String {
         Ok(()) => "written\n".to_owned(),
         Err(code) => format!("error: {code:?}\n"),
     }
+}
+
+async fn append(name: &str, text: &str) -> String {
+    let [(dir, _)] = &preopens::get_directories()[..] else { return "one directory is expected\n".to_owned() };
+    let file = dir.open_at(fs::PathFlags::empty(), name.to_owned(), fs::OpenFlags::CREATE, fs::DescriptorFlags::WRITE).await;
+    let file = match file {
+        Ok(file) => file,
+        Err(code) => return format!("error: {code:?}\n"),
+    };
+    let (mut sender, receiver) = wit_stream::new();
+    let written = file.append_via_stream(receiver);
+    let _rest = sender.write_all(text.as_bytes().to_vec()).await;
+    drop(sender);
+    match written.await {
+        Ok(()) => "written\n".to_owned(),
+        Err(code) => format!("error: {code:?}\n"),
+    }
+}
+
+/// Opens a file until it may not any more, keeping no more than a stream of each; lets go of all, and opens it once more.
+async fn open(name: &str) -> String {
+    let [(dir, _)] = &preopens::get_directories()[..] else { return "one directory is expected\n".to_owned() };
+    let one = || {
+        dir.open_at(fs::PathFlags::empty(), name.to_owned(), fs::OpenFlags::empty(), fs::DescriptorFlags::READ)
+    };
+    let mut held = Vec::new();
+    let code = loop {
+        match one().await {
+            Ok(file) => held.push(file.read_via_stream(0)),
+            Err(code) => break code,
+        }
+    };
+    let count = held.len();
+    drop(held);
+    format!("{count} files, then {code:?}; again: {}\n", one().await.is_ok())
 }
 
 async fn read(name: &str) -> String {
