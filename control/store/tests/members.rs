@@ -107,7 +107,8 @@ impl Cluster {
             witness: self.witness == Some(member),
             segment_bytes: 64 << 10,
             flush_every: self.flush_every,
-            tick: Duration::from_millis(30),
+            // An election in a second: shorter ones follow one another where the disk is busy with something else.
+            tick: Duration::from_millis(60),
             ..Config::new(self.path(member))
         };
         let wire = Wire { from: member, network: self.network.clone(), runtime: Handle::current() };
