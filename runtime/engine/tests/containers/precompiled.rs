@@ -127,13 +127,13 @@ async fn where_the_compiler_is_of_another_processor_programs_run_under_pulley() 
         output(&container)
     };
     let other = engine(dir.path(), Code::Native, Arc::new(|wanted| compile(wanted, |s| s.ends_with("-pulley64"))));
-    assert!(said(&other).await.starts_with("arg env\n"));
+    assert!(said(&other).await.contains("arg env\n"));
     let names = compiled(dir.path());
     assert!(matches!(names.as_slice(), [one] if one.ends_with(".command-pulley.cwasm")), "{names:?}");
     // Once there it is found again, by an engine that would rather have other code.
     let silent = Arc::new(|_: &Wanted| Err(NotDelivered::Failed("nobody answers".to_owned())));
     let again = engine(dir.path(), Code::Native, silent);
-    assert!(said(&again).await.starts_with("arg env\n"));
+    assert!(said(&again).await.contains("arg env\n"));
     let error = again.load(&guest("tool"), "sha256:new").await.err().unwrap();
     assert_eq!(error.to_string(), "the program has to be compiled, and this node has no compiler: nobody answers");
 }
