@@ -1,6 +1,6 @@
 //! Agents that compile nothing, and a control node that does it for them: as real processes.
 
-use crate::harness::eventually;
+use crate::harness::{ON_FULL_DISKS, eventually};
 use crate::members::{Member, Process};
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +10,7 @@ fn agent(server: &Member, dir: &Path, name: &str, more: &[&str]) -> Process {
     let token = server.dhow(&["token", "create", "--agent"]);
     let mut command = Command::new(env!("CARGO_BIN_EXE_dhow"));
     command.args(["agent", "--server", &server.url, "--token", token.trim(), "--name", name]);
-    command.args(["--compile", "control-node"]).args(more);
+    command.args(["--compile", "control-node"]).args(ON_FULL_DISKS).args(more);
     Process::start(command.arg("--data-dir").arg(dir.join(name))).0
 }
 
@@ -64,9 +64,9 @@ fn a_control_node_compiles_for_agents_that_cannot() {
     let invalid = dir.join("invalid.wasm");
     let text = r#"(module (memory (export "memory") 1) (func (export "_start") i32.add))"#;
     std::fs::write(&invalid, wat::parse_str(text).unwrap()).unwrap();
-    server.dhow(&["push", invalid.to_str().unwrap(), "invalid:1.0"]);
-    let _third = agent(&server, dir, "third", &[]);
-    deploy(&server, dir, "third", "invalid:1.0");
+    // Not pushed: a push refuses it.
+    let _third = agent(&server, dir, "third", &["--allow-file-images"]);
+    deploy(&server, dir, "third", &format!("file://{}", invalid.display()));
     eventually(|| match waits_for(&server, "third") {
         why if why.starts_with("compiling the program failed: ") && why.contains("type mismatch") => Ok(()),
         why => Err(why),
