@@ -28,15 +28,16 @@
 use crate::error::OpenError;
 use dhow_consensus::{Entry, EntryKind, HardState, Members, Position};
 use std::collections::VecDeque;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::thread::JoinHandle;
 
 mod read;
+mod spares;
 
 use read::Reader;
+use spares::{Spare, Spares};
 
 /// The format that this version writes and the newest that it reads.
 const FORMAT: u32 = 2;
@@ -67,11 +68,11 @@ const FRAME_OVERHEAD: usize = 512;
 /// The first segment of a new store is small, so that a fresh cluster starts without writing 16 MiB of zeros.
 const FIRST_SEGMENT_BYTES: u64 = 4 << 20;
 
-/// How many zeros are given to the disk at once while a segment is made.
-const ZEROS_BETWEEN_SYNCS: u64 = 1 << 20;
-
 /// A buffer that grew beyond this for one large frame is not kept: an idle store is small.
 const FRAME_BUFFER_KEPT: usize = 1 << 20;
+
+/// A segment that is made because it is needed now.
+const NEXT: &str = "next.tmp";
 
 /// Closed segments that stay even when the object database covers them: if it silently falls back to an older epoch,
 /// the log still reaches over the gap.
@@ -129,18 +130,9 @@ pub(crate) struct Wal {
     next_sequence: u64,
     hard_state: HardState,
     checkpoint: Option<Checkpoint>,
-    spare: Spare,
+    spares: Spares,
     frame: Vec<u8>,
     broken: bool,
-}
-
-/// The next segment, made ahead of its need.
-#[derive(Debug)]
-enum Spare {
-    None,
-    Making(JoinHandle<io::Result<File>>),
-    Ready(File),
-    Failed(String),
 }
 
 #[derive(Debug)]
@@ -196,7 +188,9 @@ impl Wal {
             None => {
                 let path = segment_path(dir, 1);
                 let capacity = segment_bytes.min(FIRST_SEGMENT_BYTES).max(SEGMENT_HEADER as u64);
-                make_segment(dir, member, 1, 1, capacity).map_err(failed("creating", &path))?
+                spares::make(dir.join(NEXT), capacity)
+                    .and_then(|spare| name_segment(spare, dir, member, 1, 1, capacity))
+                    .map_err(failed("creating", &path))?
             }
         };
         let (contents, next_sequence) = reader.finish(found.first().is_none_or(|(number, _)| *number == 1));
@@ -209,7 +203,7 @@ impl Wal {
             next_sequence,
             hard_state: contents.hard_state,
             checkpoint: contents.checkpoint.clone(),
-            spare: Spare::None,
+            spares: Spares::new(dir, segment_bytes),
             frame: Vec::new(),
             broken: false,
         };
@@ -229,60 +223,24 @@ impl Wal {
 
     /// How many bytes can be written for certain.
     pub(crate) fn room(&self) -> u64 {
-        let spare = if matches!(self.spare, Spare::Ready(_)) { self.segment_bytes } else { 0 };
-        (self.current.capacity - self.current.at + spare).saturating_sub(FRAME_OVERHEAD as u64)
+        (self.current.capacity - self.current.at + self.spares.room()).saturating_sub(FRAME_OVERHEAD as u64)
     }
 
     /// What the segments take on the disk.
     pub(crate) fn bytes(&self) -> u64 {
-        self.closed.iter().map(|closed| closed.bytes).sum::<u64>() + self.current.capacity
+        self.closed.iter().map(|closed| closed.bytes).sum::<u64>() + self.current.capacity + self.spares.bytes()
     }
 
-    /// Looks after the spare segment. `true`: one is being made, look again soon. An error: there is no room for one.
+    /// Looks after the spare segments. `true`: something is being done, look again soon. An error: there is no room for
+    /// one.
     pub(crate) fn tend(&mut self) -> Result<bool, String> {
-        if let Spare::Making(thread) = &self.spare
-            && thread.is_finished()
-        {
-            self.collect_spare();
-        }
         // Writing zeros takes a while: it is begun when half of the segment is used.
-        if matches!(self.spare, Spare::None) && self.current.at > self.current.capacity / 2 {
-            self.begin_spare();
-        }
-        match &self.spare {
-            Spare::Failed(why) => Err(why.clone()),
-            spare => Ok(matches!(spare, Spare::Making(_))),
-        }
+        self.spares.tend(self.current.at > self.current.capacity / 2)
     }
 
-    /// Tries again to make the spare segment that could not be made.
+    /// Tries again what [`tend`](Wal::tend) could not do.
     pub(crate) fn retry_spare(&mut self) {
-        if matches!(self.spare, Spare::Failed(_)) {
-            self.begin_spare();
-        }
-    }
-
-    fn begin_spare(&mut self) {
-        let (path, bytes) = (self.dir.join("spare.tmp"), self.segment_bytes);
-        let work = move || zeros(&path, bytes);
-        self.spare = match std::thread::Builder::new().name("dhow-wal-spare".into()).spawn(work) {
-            Ok(thread) => Spare::Making(thread),
-            Err(error) => Spare::Failed(error.to_string()),
-        };
-    }
-
-    /// Waits for the spare segment, if one is being made.
-    fn collect_spare(&mut self) {
-        let Spare::Making(thread) = std::mem::replace(&mut self.spare, Spare::None) else { return };
-        let made = thread.join().unwrap_or_else(|_| Err(io::Error::other("the thread that writes zeros panicked")));
-        self.spare = match made {
-            Ok(file) => Spare::Ready(file),
-            Err(error) => {
-                // Half a file would take the room that someone may be about to free.
-                let _ = fs::remove_file(self.dir.join("spare.tmp"));
-                Spare::Failed(error.to_string())
-            }
-        };
+        self.spares.retry();
     }
 
     /// Writes a batch durably, in one frame. Notes of what the object database has flushed free segments.
@@ -296,7 +254,11 @@ impl Wal {
             self.checkpoint = Some(checkpoint);
         }
         self.write_frame(&entries, None, hard_state.is_some(), noted)?;
-        if noted { self.drop_segments() } else { Ok(()) }
+        if noted {
+            self.spares.note();
+            self.retire_segments();
+        }
+        Ok(())
     }
 
     /// Begins the log anew behind an image whose objects are durable already.
@@ -306,21 +268,17 @@ impl Wal {
         self.write_frame(&[], Some(position), true, true)?;
         self.current.last_index = position.index;
         self.closed.iter_mut().for_each(|closed| closed.last_index = 0);
-        self.drop_segments()
+        self.retire_segments();
+        Ok(())
     }
 
-    /// Drops the segments that nobody needs any more.
-    fn drop_segments(&mut self) -> io::Result<()> {
+    /// Gives away the segments that nobody needs any more.
+    fn retire_segments(&mut self) {
         let covered = self.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.applied.index);
         while self.closed.len() > SEGMENTS_KEPT && self.closed.front().is_some_and(|first| first.last_index <= covered)
         {
-            if let Some(first) = self.closed.pop_front() {
-                fs::remove_file(&first.path)?;
-                // One after the other: a power cut that undoes one removal and not a later one would leave a hole.
-                sync_dir(&self.dir)?;
-            }
+            self.closed.pop_front().into_iter().for_each(|first| self.spares.retire(first));
         }
-        Ok(())
     }
 
     fn check(&self) -> io::Result<()> {
@@ -386,34 +344,15 @@ impl Wal {
     }
 
     fn rotate(&mut self, need: u64) -> io::Result<()> {
-        self.collect_spare();
         let capacity = self.segment_bytes.max(need + SEGMENT_HEADER as u64);
         let number = self.current.number + 1;
-        let made = match std::mem::replace(&mut self.spare, Spare::None) {
-            Spare::Ready(file) if capacity == self.segment_bytes => {
-                name_segment(file, &self.dir, "spare.tmp", self.member, number, self.next_sequence, capacity)
-            }
-            _ => make_segment(&self.dir, self.member, number, self.next_sequence, capacity),
-        };
-        let mut next = made.inspect_err(|error| {
-            // Half a file would take the room that someone may be about to free.
-            let _ = fs::remove_file(self.dir.join("spare.tmp"));
-            let _ = fs::remove_file(self.dir.join("next.tmp"));
-            self.spare = Spare::Failed(error.to_string());
-        })?;
+        let spare = if capacity == self.segment_bytes { self.spares.take() } else { None };
+        let spare = spare.map_or_else(|| spares::make(self.dir.join(NEXT), capacity), Ok)?;
+        let mut next = name_segment(spare, &self.dir, self.member, number, self.next_sequence, capacity)?;
         next.last_index = self.current.last_index;
         let Current { path, last_index, capacity: bytes, .. } = std::mem::replace(&mut self.current, next);
         self.closed.push_back(Closed { path, last_index, bytes });
         Ok(())
-    }
-}
-
-impl Drop for Wal {
-    fn drop(&mut self) {
-        self.collect_spare();
-        if matches!(self.spare, Spare::Ready(_)) {
-            let _ = fs::remove_file(self.dir.join("spare.tmp"));
-        }
     }
 }
 
@@ -458,38 +397,16 @@ fn segments(dir: &Path) -> Result<Vec<(u64, PathBuf)>, OpenError> {
     Ok(found)
 }
 
-fn zeros(path: &Path, bytes: u64) -> io::Result<File> {
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
-    let block = vec![0; (1 << 20).min(bytes as usize)];
-    let mut at = 0;
-    while at < bytes {
-        let part = (bytes - at).min(block.len() as u64);
-        file.write_all_at(&block[..part as usize], at)?;
-        at += part;
-        // Piece by piece, so that a group commit that comes in between waits for no more than one.
-        if at % ZEROS_BETWEEN_SYNCS == 0 {
-            file.sync_data()?;
-        }
-    }
-    file.sync_all()?;
-    Ok(file)
-}
-
-fn make_segment(dir: &Path, member: u64, number: u64, first_sequence: u64, capacity: u64) -> io::Result<Current> {
-    let file = zeros(&dir.join("next.tmp"), capacity)?;
-    name_segment(file, dir, "next.tmp", member, number, first_sequence, capacity)
-}
-
 /// Gives a file of zeros its header and its name. A segment with a name therefore has a header.
 fn name_segment(
-    file: File,
+    spare: Spare,
     dir: &Path,
-    from: &str,
     member: u64,
     number: u64,
     first_sequence: u64,
     capacity: u64,
 ) -> io::Result<Current> {
+    let Spare { file, path: made } = spare;
     let mut header = Vec::with_capacity(SEGMENT_HEADER);
     header.extend_from_slice(SEGMENT_MAGIC);
     header.extend_from_slice(&u64::from(FORMAT).to_le_bytes());
@@ -499,7 +416,7 @@ fn name_segment(
     file.write_all_at(&header, 0)?;
     file.sync_data()?;
     let path = segment_path(dir, number);
-    fs::rename(dir.join(from), &path)?;
+    fs::rename(made, &path)?;
     sync_dir(dir)?;
     Ok(Current { file, path, number, at: SEGMENT_HEADER as u64, capacity, last_index: 0 })
 }

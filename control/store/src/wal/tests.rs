@@ -1,6 +1,9 @@
 use super::*;
 use bytes::Bytes;
 use dhow_types::Rng;
+use std::collections::BTreeSet;
+use std::fs::OpenOptions;
+use std::os::unix::fs::MetadataExt;
 
 /// A segment size at which a few records already rotate.
 const SMALL: u64 = 4 << 10;
@@ -202,6 +205,7 @@ fn checkpoints_drop_what_they_cover_and_survive_it() {
     let before = segments(dir.path()).unwrap().len();
     let note = |wal: &mut Wal, index| wal.write(Batch { checkpoint: Some(at(index)), ..Batch::default() });
     note(&mut wal, 50).unwrap();
+    settle(&mut wal);
     let after = segments(dir.path()).unwrap().len();
     assert!(after < before);
     for index in 101..=140 {
@@ -214,6 +218,61 @@ fn checkpoints_drop_what_they_cover_and_survive_it() {
     assert_eq!(contents.checkpoint, Some(at(140)));
     assert_eq!((contents.hard_state, contents.last, contents.complete), (vote(140), 140, false));
     assert!(contents.first.unwrap() > 50);
+}
+
+/// Waits until nothing is left to do for the thread that looks after the spares.
+fn settle(wal: &mut Wal) {
+    while wal.tend().unwrap() {
+        std::thread::yield_now();
+    }
+}
+
+fn files_in(dir: &Path) -> Vec<PathBuf> {
+    fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect()
+}
+
+/// The files, by what stays with them when they are renamed.
+fn inodes(dir: &Path) -> BTreeSet<u64> {
+    files_in(dir).into_iter().map(|path| fs::metadata(path).unwrap().ino()).collect()
+}
+
+#[test]
+fn a_busy_log_goes_round_in_the_same_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut wal, _) = open(dir.path()).unwrap();
+    let mut files = Vec::new();
+    let mut index = 0;
+    for round in 0..20 {
+        for number in [2 * round + 2, 2 * round + 3] {
+            while wal.current.number < number {
+                index += 1;
+                append(&mut wal, &[entry(index, 200)], vote(index)).unwrap();
+                settle(&mut wal);
+            }
+        }
+        wal.write(Batch { checkpoint: Some(at(index)), ..Batch::default() }).unwrap();
+        settle(&mut wal);
+        files.push(inodes(dir.path()));
+        if round % 5 == 4 {
+            // What a file held before it went round is no part of the log.
+            let copy = tempfile::tempdir().unwrap();
+            for path in files_in(dir.path()) {
+                fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
+            }
+            let (_, contents) = open(copy.path()).unwrap();
+            assert_eq!((contents.last, contents.checkpoint), (index, Some(at(index))));
+            assert!(contents.entries.iter().all(|found| *found == entry(found.index, 200)));
+        }
+    }
+    assert!(files[5..].iter().all(|these| *these == files[4]), "no file is new once it goes round: {files:?}");
+    // Few are needed again: few are kept.
+    for _ in 0..3 {
+        wal.write(Batch { checkpoint: Some(at(index)), ..Batch::default() }).unwrap();
+        settle(&mut wal);
+    }
+    assert_eq!(files_in(dir.path()).len(), SEGMENTS_KEPT + 2);
+    drop(wal);
+    assert_eq!(files_in(dir.path()).len(), SEGMENTS_KEPT + 1);
 }
 
 #[test]
@@ -295,6 +354,7 @@ fn a_reset_log_goes_on_behind_the_image() {
     assert_eq!(Wal::open(dir.path(), 1, SMALL, 0).unwrap().1.origin, Some(at(0)));
     let hard_state = HardState { term: 7, vote: 0, commit: 500 };
     wal.reset(hard_state, at(500)).unwrap();
+    settle(&mut wal);
     assert!(segments(dir.path()).unwrap().len() <= 1 + SEGMENTS_KEPT, "nobody needs what was before");
     drop(wal);
     let (mut wal, contents) = open(dir.path()).unwrap();
