@@ -20,6 +20,13 @@ impl std::fmt::Display for Outcome {
     }
 }
 
+/// The one whose rate is in the middle; `None` of none.
+pub(crate) fn median(mut outcomes: Vec<Outcome>) -> Option<Outcome> {
+    outcomes.sort_by(|one, other| one.rate.total_cmp(&other.rate));
+    let middle = outcomes.len() / 2;
+    outcomes.into_iter().nth(middle)
+}
+
 /// Lets `callers` call `request` for `length`; each request gets a number of its own. The first failure ends the load.
 pub(crate) async fn closed_loop<F, R>(callers: usize, length: Duration, request: F) -> anyhow::Result<Outcome>
 where
