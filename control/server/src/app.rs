@@ -21,6 +21,7 @@ use dhow_state::{Applied, Key, Object, Prepared, Txn};
 use dhow_store::{Failure, Replica, RoleNow, WriteError};
 use dhow_tasks::{Stop, Tasks};
 use dhow_types::{Revision, Time};
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -109,9 +110,24 @@ pub(crate) fn now() -> Time {
     Time::from_ms(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
+thread_local! {
+    /// Drawn from the system some at a time: a system call for each write is much beside what else a write costs.
+    static SEEDS: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
+}
+
 /// Chance: it enters the deciding parts here.
 pub(crate) fn seed() -> Result<u64, ApiError> {
-    getrandom::u64().map_err(|error| ApiError::internal(format!("no random numbers: {error}")))
+    SEEDS.with_borrow_mut(|seeds| {
+        if let Some(seed) = seeds.pop() {
+            return Ok(seed);
+        }
+        let mut drawn = [[0; 8]; 32];
+        getrandom::fill(drawn.as_flattened_mut())
+            .map_err(|error| ApiError::internal(format!("no random numbers: {error}")))?;
+        let [first, rest @ ..] = drawn.map(u64::from_ne_bytes);
+        seeds.extend(rest);
+        Ok(first)
+    })
 }
 
 impl App {

@@ -70,7 +70,8 @@ async fn connection(socket: TcpStream, tls: TlsAcceptor, app: Arc<App>, stop: St
     let certificate = certificate.map(Arc::new);
     let service = service_fn(move |request: http::Request<Incoming>| {
         let (app, certificate) = (app.clone(), certificate.clone());
-        async move { Ok::<_, Infallible>(route::handle(app, certificate, request).await) }
+        // Large, and moved several times on its way into a task.
+        Box::pin(async move { Ok::<_, Infallible>(route::handle(app, certificate, request).await) })
     });
     let result = if is_h2 {
         let io = Gather::new(stream);

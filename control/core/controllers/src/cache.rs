@@ -4,7 +4,7 @@
 use crate::views::{Claim, Class, Deployment, Node, Pod, ReplicaSet, Service, Truth, View, Volume, resource, view};
 use dhow_state::{Change, Key, Object};
 use dhow_types::{Revision, Time};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// Where agents keep their heartbeats.
@@ -86,7 +86,8 @@ pub(crate) struct Cache {
     /// The keys that changed at exactly `revision`: one transaction can change many objects, and they come one by one.
     at_revision: BTreeSet<Key>,
     objects: BTreeMap<Key, (Arc<Object>, View)>,
-    by_uid: BTreeMap<String, Key>,
+    /// Only looked into, never walked through: its order is chance.
+    by_uid: HashMap<String, Key>,
     dependents: BTreeMap<String, BTreeSet<Key>>,
     /// The revision of the last change (also a deletion) among an owner's dependents.
     group_revision: BTreeMap<String, Revision>,
