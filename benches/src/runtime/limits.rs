@@ -24,9 +24,9 @@ const LIMITS: [(u32, u32); 7] = [(10, 1), (50, 1), (100, 1), (500, 1), (1000, 1)
 const WARM_UP: Duration = Duration::from_secs(2);
 const MEASURED: Duration = Duration::from_secs(10);
 
-/// The smallest limits let a program run some 5 ms at a time, a few times a second: more of these must fit, so that the
+/// The smallest limits let a program run some 15 ms at a time, less than once a second: many of these must fit, so that the
 /// first and the last do not decide.
-const MEASURED_SMALL: Duration = Duration::from_secs(40);
+const MEASURED_SMALL: Duration = Duration::from_secs(100);
 const SMALL_M: u32 = 50;
 
 /// How often a program is ended.

@@ -20,9 +20,9 @@ use crate::ticker::Ticker;
 const BURST_MS: u64 = 100;
 /// The longest that a container is made to wait before it is looked at again.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
-/// How far a guest that computes in the slow lane may overdraw before it pauses: a turn of two ticks wakes as many threads
-/// as one of one, which costs a third of a millisecond that nobody is charged for.
-const OVERDRAFT_NS: i64 = 5_000_000;
+/// How far a guest that computes may overdraw before it pauses: a turn of several ticks wakes as many threads as one of
+/// one, which costs up to a third of a millisecond that nobody is charged for.
+const OVERDRAFT_NS: i64 = 10_000_000;
 /// The period that throttling is counted in, as Linux and the metrics of other runtimes have it.
 const PERIOD_NS: u64 = 100_000_000;
 /// A poll that took less does not count as computing at length: a neighbour that waits for it notices nothing.
@@ -253,6 +253,8 @@ pub(crate) struct Metered<F: Future> {
     pause: Option<Pin<Box<Sleep>>>,
     /// It was cut, and its container had so much to forget then.
     cut: Option<u64>,
+    /// It was cut and goes on for now, although its container has to pause.
+    overdraws: bool,
     place: Place<F>,
 }
 
@@ -271,7 +273,7 @@ where
     F::Output: Send,
 {
     pub(crate) fn new(guest: F, cpu: Arc<Cpu>, ticker: Arc<Ticker>, lane: Arc<Lane>) -> Self {
-        Self { cpu, ticker, lane, pause: None, cut: None, place: Place::Here(Box::pin(guest)) }
+        Self { cpu, ticker, lane, pause: None, cut: None, overdraws: false, place: Place::Here(Box::pin(guest)) }
     }
 
     /// Ready when the container need not pause (any more).
@@ -320,7 +322,7 @@ where
                     }
                 }
                 Place::Here(guest) => {
-                    if this.poll_paid(cx).is_pending() {
+                    if !std::mem::take(&mut this.overdraws) && this.poll_paid(cx).is_pending() {
                         this.place = Place::Here(guest);
                         return Poll::Pending;
                     }
@@ -350,11 +352,13 @@ where
     if result.is_ready() {
         return Some(result);
     }
-    this.cut = (cut && pause.is_none()).then(|| this.cpu.heat_left(clock_ns()));
+    let pauses = pause.is_some() && !(cut && this.cpu.may_overdraw());
+    this.cut = (cut && !pauses).then(|| this.cpu.heat_left(clock_ns()));
+    this.overdraws = cut && pause.is_some() && !pauses;
     this.place = Place::Here(guest);
     // A guest that was cut has woken this task already, and goes on in its own turn, or in the lane. One that waits is
     // woken by what it waits for; its pause is looked at then.
-    if cut && (pause.is_some() || this.cpu.is_hot(clock_ns)) { None } else { Some(Poll::Pending) }
+    if cut && (pauses || this.cpu.is_hot(clock_ns)) { None } else { Some(Poll::Pending) }
 }
 
 /// Nanoseconds since this process first asked; never 0.

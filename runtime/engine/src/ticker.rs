@@ -76,8 +76,10 @@ impl Ticker {
             next += TICK;
             if self.computing.load(Ordering::SeqCst) == 0 {
                 self.park();
+                // Whoever has woken it has begun just now, and has a whole tick.
+                next = Instant::now() + TICK;
             }
-            // After a pause, and when the machine was too busy to run this thread, ticks are not caught up.
+            // When the machine was too busy to run this thread, ticks are not caught up.
             next = next.max(Instant::now());
         }
     }

@@ -364,8 +364,9 @@ async fn an_http_container_bounds_memory_and_ends_guests_with_their_clients() {
     container.running().await.unwrap();
     assert_eq!(net.request("10.64.0.2:80", "/hog?1", "").await.0, 200);
     assert_eq!(net.request("10.64.0.2:81", "/hog?30", "").await.0, 500);
-    // Each of these fits, all of them at once do not: once one has been seen, they wait for each other.
+    // Each of these fits, all of them at once do not: once one has been seen to its end, they wait for each other.
     assert_eq!(net.request("10.64.0.2:80", "/hog?8", "").await.0, 200);
+    idle(&container).await;
     let all = (0..8).map(|_| net.request("10.64.0.2:80", "/hog?8", ""));
     for (status, text) in futures_util::future::join_all(all).await {
         assert_eq!((status, text.as_str()), (200, "8388608"));
